@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check bench protos lock
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+PROTO := extproc/envoy/pb/external_processor
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(READY) ## build .venv with everything that the other targets need
+
+$(READY): pyproject.toml requirements/dev.txt requirements/xds.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	rm -rf .venv/xds
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --target .venv/xds -r requirements/xds.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
+demo: setup ## engines, Envoy and the server on loopback; ONCE=1 runs the requests and ends
+	$(BIN)/owned-by demo $(if $(ONCE),--once)
+
+test: setup ## the fast tests, real Envoy among them
+	$(BIN)/pytest -m "not slow"
+
+test-all: setup ## every test
+	$(BIN)/pytest
+
+check: setup ## format, lint, types, import contracts, proto lint, generated code
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache > .venv/lint-imports.log || { cat .venv/lint-imports.log; exit 1; }
+	$(BIN)/buf lint
+	@$(MAKE) --no-print-directory protos OUT=.venv/protos
+	diff -r -x '*.pyc' -x __pycache__ -x __init__.py .venv/protos/extproc/envoy/pb extproc/envoy/pb
+
+bench: setup ## measure side by side (needs wrk)
+	$(BIN)/python -m bench
+
+OUT := .
+protos: setup ## generate extproc/envoy/pb from protos/
+	@mkdir -p $(OUT)
+	$(BIN)/python -m grpc_tools.protoc -Iextproc/envoy/pb=protos/envoy/service/ext_proc/v3 \
+	  --python_out=$(OUT) --pyi_out=$(OUT) $(PROTO).proto
+
+lock: setup ## pin the dependencies again (needs uv)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --no-header --quiet --output-file requirements/run.txt
+	uv pip compile pyproject.toml --extra demo --group dev --constraint requirements/run.txt --universal \
+	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet \
+	  --output-file requirements/dev.txt
+	uv pip compile --group pyproject.toml:xds --constraint requirements/dev.txt --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements/xds.txt
