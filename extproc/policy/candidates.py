@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endpoints of a pool as a policy sees them: engines and models resolved once per snapshot, not once per request.
+
+Deciding then costs a few dictionary look-ups, however many endpoints there are.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import NamedTuple
+
+from extproc.policy.config import PolicyConfig
+from extproc.policy.types import ANY, Endpoint, Model, ModelEntry, Pool, Snapshot
+
+
+class Group(NamedTuple):
+    """Endpoints that have an owner and a model in common: how many there are, and which of them are ready."""
+
+    known: int
+    ready: tuple[Endpoint, ...]
+
+
+class Candidates:
+    """The endpoints that may answer: those of one pool (or several as one), without those that cannot decode if asked."""
+
+    def __init__(self, endpoints: Iterable[Endpoint], policy: PolicyConfig) -> None:
+        """Resolve the engine and the models of each endpoint, in the order in which they are given."""
+        self._policy = policy
+        self._by_owner: dict[str, list[Endpoint]] = {ANY: []}
+        self._models: dict[int, frozenset[str] | None] = {}
+        self._groups: dict[tuple[str, str | None], Group] = {}
+        lists = set[frozenset[str] | None]()
+        for endpoint in endpoints:
+            self._by_owner[ANY].append(endpoint)
+            self._by_owner.setdefault(engine(endpoint, policy), []).append(endpoint)
+            models = models_of(endpoint, policy)
+            ids = None if models is None else frozenset(model.id for model in models)
+            self._models[id(endpoint)] = ids
+            lists.add(ids)
+        self.differ = len(lists) > 1
+        """Whether the endpoints differ in the models that they serve, ready or not."""
+        self.listed: frozenset[str] = frozenset().union(*(ids for ids in lists if ids is not None))
+        """Every model that some endpoint is known to serve, ready or not."""
+        self.any_listed = any(ids is not None for ids in lists)
+        """Whether the models of at least one endpoint are known."""
+
+    def group(self, owner: str, model: str | None) -> Group:
+        """The endpoints of `owner` (`*`: all) that serve `model` or may serve it; None: whatever they serve."""
+        if owner not in self._by_owner:
+            return Group(0, ())
+        # All models that nobody lists have the same group: a client cannot grow the table with names of its own.
+        key = (owner, model if model is None or model in self.listed else "")
+        if (group := self._groups.get(key)) is None:
+            serving = [e for e in self._by_owner[owner] if model is None or self._may_serve(e, model)]
+            group = self._groups[key] = Group(len(serving), tuple(e for e in serving if e.ready))
+        return group
+
+    def knows(self, owner: str) -> bool:
+        """Whether some endpoint, ready or not, is of this owner; `*` always."""
+        return owner in self._by_owner
+
+    @cached_property
+    def models_complete(self) -> bool:
+        """Whether something is ready and the models of all that is ready are known."""
+        ready = self.group(ANY, None).ready
+        return bool(ready) and all(self._models[id(e)] is not None for e in ready)
+
+    @cached_property
+    def catalogue(self) -> tuple[ModelEntry, ...]:
+        """The models of the ready endpoints, one entry per model and owner, in that order."""
+        entries: dict[tuple[str, str], ModelEntry] = {}
+        for endpoint in self.group(ANY, None).ready:
+            owner = engine(endpoint, self._policy)
+            for model in models_of(endpoint, self._policy) or ():
+                key = (model.id, owner)
+                entry = entries.get(key, ModelEntry(*key))
+                entries[key] = ModelEntry(
+                    *key, _least(entry.created, model.created), _least(entry.max_model_len, model.max_model_len)
+                )
+        return tuple(entries[key] for key in sorted(entries))
+
+    def _may_serve(self, endpoint: Endpoint, model: str) -> bool:
+        ids = self._models[id(endpoint)]
+        return ids is None or model in ids
+
+
+def candidates(snapshot: Snapshot, policy: PolicyConfig, pool: Pool | None, *, decoding: bool) -> Candidates:
+    """The candidates of a pool (None: of all pools as one), built on first use and kept as long as the snapshot."""
+    key = (policy, pool, decoding)
+    found = snapshot.memo.get(key)
+    if found is None:
+        members = snapshot.endpoints[pool] if pool else union(snapshot)
+        found = Candidates((e for e in members if e.decodes or not decoding), policy)
+        for old in [k for k in snapshot.memo if k[0] is not policy]:
+            del snapshot.memo[old]
+        snapshot.memo[key] = found
+    assert isinstance(found, Candidates)
+    return found
+
+
+def union(snapshot: Snapshot) -> tuple[Endpoint, ...]:
+    """The endpoints of all pools, each address and port once."""
+    every = (endpoint for pool in snapshot.pools for endpoint in snapshot.endpoints[pool])
+    return tuple({endpoint.destination: endpoint for endpoint in every}.values())
+
+
+def engine(endpoint: Endpoint, policy: PolicyConfig) -> str:
+    """Who serves the endpoint: its first engine label, normalised; without one `unlabeledAs` ("" if nobody knows)."""
+    for key in policy.match.owned_by_labels:
+        if label := policy.normal(endpoint.labels.get(key, "")):
+            return label
+    return policy.normal(policy.match.unlabeled_as)
+
+
+def models_of(endpoint: Endpoint, policy: PolicyConfig) -> tuple[Model, ...] | None:
+    """What the endpoint serves: its own list, else what its labels name; None if neither is known."""
+    if endpoint.models is not None or not policy.match.model_labels:
+        return endpoint.models
+    named = tuple(Model(label) for key in policy.match.model_labels if (label := endpoint.labels.get(key)))
+    return named or None
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    return min((value for value in (one, other) if value is not None), default=None)

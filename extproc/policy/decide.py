@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""decide(request, snapshot, policy) -> Decision: the one public verb of the policy.
+
+The order is design section 3's: pool, owners, models, readiness, the whens, the hint of an earlier filter. Per-model
+rules, `allow` and explicit routing come with a later version; the policy refuses their keys until then. Every stage
+writes down how many endpoints it left, so that `explain` shows what was done here and not what might have been.
+"""
+
+from urllib.parse import unquote
+
+import msgspec
+
+from extproc.policy.candidates import Candidates, Group, candidates
+from extproc.policy.config import Pass, PolicyConfig, Refuse
+from extproc.policy.types import (
+    ANY,
+    Answer,
+    Decision,
+    Endpoint,
+    InferenceRequest,
+    PassThrough,
+    Pool,
+    Reason,
+    Reject,
+    Restrict,
+    Snapshot,
+    Step,
+    reject,
+)
+
+_MODELS = "/v1/models"
+_SHOWN = 128
+"""How much of a client's own text is repeated to it, in characters."""
+
+
+def decide(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfig) -> Decision:
+    """Where the request may go. Total: every request, snapshot and policy have an answer."""
+    steps: list[Step] = []
+    pool = _pool(request, snapshot, steps)
+    if isinstance(pool, Reject | PassThrough):
+        return pool
+    found = candidates(snapshot, policy, pool, decoding=request.scope.destination)
+    everything = found.group(ANY, None)
+    steps.append(Step(f"pool {pool or 'union'}", everything.known, len(everything.ready)))
+    if not request.interpreted:
+        return _free(request, Reason.PATH_NOT_INTERPRETED, everything, steps)
+    if request.malformed:
+        return reject(Reason.OWNER_MALFORMED, request.malformed.message, request.malformed.param, tuple(steps))
+    if request.method in ("GET", "HEAD") and (listing := _models(request, found, policy, steps)) is not None:
+        return listing
+    if (refused := _truncated(request, found, policy, steps)) is not None:
+        return refused
+    return _route(request, found, policy, steps)
+
+
+def asks_body(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfig) -> bool:
+    """Whether the body could change the decision on what the headers alone said.
+
+    It could if it may name the owner, or if the model is not settled and makes a difference: the endpoints, ready or
+    not, differ in their models, or a model that none of them lists would be refused.
+    """
+    pool = _pool(request, snapshot, [])
+    if isinstance(pool, Reject | PassThrough) or request.malformed or not request.interpreted:
+        return False
+    if not request.owners and policy.sources.body:
+        return True
+    found = candidates(snapshot, policy, pool, decoding=request.scope.destination)
+    return not request.fixed_model and not request.header_model and _model_matters(found, policy)
+
+
+def _pool(request: InferenceRequest, snapshot: Snapshot, steps: list[Step]) -> Pool | Reject | PassThrough | None:
+    """The pool that the request is for; None is the union of all."""
+    pool = request.scope.pool
+    if pool is not None:
+        if pool in snapshot.endpoints:
+            return pool
+        steps.append(Step(f"pool {pool}", 0, 0))
+        return reject(Reason.POOL_UNKNOWN, "the pool of this route is not known", steps=tuple(steps))
+    if len(snapshot.pools) == 1:
+        return snapshot.pools[0]
+    if request.scope.union and snapshot.pools:
+        return None
+    steps.append(Step("pool", 0, 0))
+    if request.scope.destination:
+        return reject(Reason.POOL_UNKNOWN, "no pool is known for this route", steps=tuple(steps))
+    return PassThrough(Reason.POOL_UNKNOWN, tuple(steps))
+
+
+def _model_matters(found: Candidates, policy: PolicyConfig) -> bool:
+    if policy.match.models == "any" or not found.any_listed:
+        return False
+    return found.differ or isinstance(policy.when_unknown_model, Refuse)
+
+
+def _truncated(
+    request: InferenceRequest, found: Candidates, policy: PolicyConfig, steps: list[Step]
+) -> Decision | None:
+    """Only a prefix was seen, and what would decide is not in it."""
+    unseen_owner = not request.owners and bool(policy.sources.body)
+    unseen_model = not request.model and _model_matters(found, policy)
+    if not request.truncated or isinstance(policy.when_truncated, Pass) or not (unseen_owner or unseen_model):
+        return None
+    message = "the body is too large to find who shall serve it: name it in a header or in the query"
+    return reject(Reason.BODY_TRUNCATED, message, "" if request.owners else policy.sources.body[0], tuple(steps))
+
+
+def _route(request: InferenceRequest, found: Candidates, policy: PolicyConfig, steps: list[Step]) -> Decision:
+    """The first owner of the request with a ready endpoint that serves the model, or what the policy says instead."""
+    model = request.model if request.model and policy.match.models == "known" else None
+    everything = found.group(ANY, None)
+    if not request.owners and isinstance(policy.when_absent, Refuse):
+        return _owner_required(policy, steps)
+    if not request.owners and model is None:
+        return _free(request, Reason.OWNER_ABSENT, everything, steps)
+    waiting = False
+    for owner in request.owners or (ANY,):
+        of_owner = found.group(owner, None)
+        if owner != ANY:
+            steps.append(Step(f"owner {owner}", len(everything.ready), len(of_owner.ready)))
+        group = found.group(owner, model)
+        if model is not None:
+            steps.append(Step(f"model {model[:_SHOWN]}", len(of_owner.ready), len(group.ready)))
+        if group.ready:
+            return _matched(request, owner, group, everything, steps)
+        waiting = waiting or group.known > 0
+    if waiting:
+        return _not_ready(request, steps)
+    return _unknown(request, found, policy, steps)
+
+
+def _matched(request: InferenceRequest, owner: str, group: Group, everything: Group, steps: list[Step]) -> Decision:
+    if owner != ANY:
+        return _restrict(request, group.ready, Reason.OWNER_MATCHED, owner, steps)
+    if len(group.ready) < len(everything.ready):
+        return _restrict(request, group.ready, Reason.MODEL_MATCHED, owner if request.owners else "", steps)
+    return _free(request, Reason.OWNER_ANY if request.owners else Reason.OWNER_ABSENT, group, steps)
+
+
+def _unknown(request: InferenceRequest, found: Candidates, policy: PolicyConfig, steps: list[Step]) -> Decision:
+    """No endpoint, ready or not, is what the request names."""
+    everything = found.group(ANY, None)
+    if not request.owners:
+        return _free(request, Reason.MODEL_UNKNOWN, everything, steps)
+    nobody = bool(request.model) and policy.match.models == "known" and request.model not in found.listed
+    if nobody and found.models_complete:
+        if isinstance(policy.when_unknown_model, Refuse):
+            message = f"no endpoint serves the model `{request.model[:_SHOWN]}`"
+            return reject(Reason.MODEL_NOT_FOUND, message, "model", tuple(steps))
+        # The model is let through; the owner still holds.
+        freed = msgspec.structs.replace(request, model="")
+        if any(found.knows(owner) for owner in request.owners):
+            decision = _route(freed, found, policy, steps)
+            if isinstance(decision, Restrict | PassThrough):
+                return msgspec.structs.replace(decision, reason=Reason.MODEL_UNKNOWN)
+            return decision
+    if isinstance(policy.when_unknown, Refuse):
+        message = f"no endpoint is {_wanted(request)}"
+        return reject(Reason.OWNER_NOT_FOUND, message, request.param, tuple(steps))
+    return _free(request, Reason.OWNER_UNKNOWN, everything, steps)
+
+
+def _not_ready(request: InferenceRequest, steps: list[Step]) -> Reject:
+    message = f"no endpoint of {_wanted(request)} is ready"
+    return reject(Reason.NO_READY_ENDPOINT, message, request.param, tuple(steps))
+
+
+def _free(request: InferenceRequest, reason: Reason, group: Group, steps: list[Step]) -> Decision:
+    """Let it pass; where the answer names the destination, any endpoint that there is will do."""
+    if not request.scope.destination:
+        return PassThrough(reason, tuple(steps))
+    return _restrict(request, group.ready, reason, "", steps)
+
+
+def _restrict(
+    request: InferenceRequest, endpoints: tuple[Endpoint, ...], reason: Reason, owner: str, steps: list[Step]
+) -> Decision:
+    """These endpoints, as far as an earlier filter allows them."""
+    hint = request.scope.hint
+    if hint.endpoints is not None:
+        allowed = tuple(endpoint for endpoint in endpoints if hint.admits(endpoint))
+        steps.append(Step("subset hint", len(endpoints), len(allowed)))
+        endpoints = allowed
+    if not endpoints:
+        return reject(Reason.NO_READY_ENDPOINT, "no endpoint is ready for this request", "", tuple(steps))
+    return Restrict(endpoints, reason, owner, tuple(steps))
+
+
+def _owner_required(policy: PolicyConfig, steps: list[Step]) -> Reject:
+    sources = policy.sources
+    named = [*(f"header `{name}`" for name in sources.headers[:1])]
+    named += [f"query `{name}`" for name in sources.query[:1]] + [f"body `{name}`" for name in sources.body[:1]]
+    param = next(iter((*sources.headers, *sources.query, *sources.body)), "")
+    return reject(Reason.OWNER_REQUIRED, f"say who shall serve it: {', '.join(named)}", param, tuple(steps))
+
+
+def _wanted(request: InferenceRequest) -> str:
+    """What was asked for, in words: `sglang` or `vllm` with the model `x`."""
+    who = " or ".join(f"`{owner}`" for owner in request.owners if owner != ANY)
+    model = f"the model `{request.model[:_SHOWN]}`" if request.model else ""
+    return " with ".join(part for part in (who, model) if part) or "the pool"
+
+
+def _models(
+    request: InferenceRequest, found: Candidates, policy: PolicyConfig, steps: list[Step]
+) -> Answer | Reject | None:
+    """`/v1/models` and `/v1/models/{id}`; None where it is neither, or where no list is known: an engine then answers."""
+    path = request.path.rstrip("/")
+    if path != _MODELS and not path.startswith(_MODELS + "/"):
+        return None
+    if not found.any_listed:
+        return None
+    entries = found.catalogue
+    if request.owners and ANY not in request.owners:
+        if any(found.knows(owner) for owner in request.owners) or isinstance(policy.when_unknown, Pass):
+            known = [owner for owner in request.owners if found.knows(owner)]
+            entries = tuple(e for e in entries if not known or e.owned_by in known)
+        else:
+            message = f"no endpoint is {' or '.join(f'`{owner}`' for owner in request.owners)}"
+            return reject(Reason.OWNER_NOT_FOUND, message, request.param, tuple(steps))
+    steps.append(Step("models", len(found.catalogue), len(entries)))
+    if path == _MODELS:
+        return Answer(entries, steps=tuple(steps))
+    wanted = unquote(path.removeprefix(_MODELS + "/"))
+    wanted = policy.model_aliases.get(wanted, wanted)
+    one = tuple(entry for entry in entries if entry.id == wanted)[:1]
+    if not one:
+        message = f"no endpoint serves the model `{wanted[:_SHOWN]}`"
+        return reject(Reason.MODEL_NOT_FOUND, message, "model", tuple(steps))
+    return Answer(one, single=True, steps=tuple(steps))

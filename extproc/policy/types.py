@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nouns that every room shares: what there is, what is asked, what was decided.
+
+All of them are frozen values. Expected outcomes (an unknown owner, a malformed header) are values too; an exception is
+for the operator or the programmer.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+ANY: Final = "*"
+"""The owner that every endpoint matches."""
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """The name of an InferencePool."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Model(msgspec.Struct, frozen=True):
+    """A model as an engine lists it: `created` in seconds since 1970, `max_model_len` in tokens, None if unknown."""
+
+    id: str
+    created: int | None = None
+    max_model_len: int | None = None
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """One model server at one address and port.
+
+    `owned_by` is what the server says of itself ("" if nobody asked it); `models` is None while its list is unknown and
+    empty when it serves none; `role` is its part in prefill/decode disaggregation ("" if it has none).
+    """
+
+    name: str
+    namespace: str
+    address: str
+    port: int
+    labels: Mapping[str, str] = {}
+    role: str = ""
+    owned_by: str = ""
+    models: tuple[Model, ...] | None = None
+    ready: bool = True
+
+    @property
+    def destination(self) -> str:
+        """`ip:port`, an IPv6 address in brackets: the form that Envoy compares with its own, to the letter."""
+        return f"[{self.address}]:{self.port}" if self.is_ipv6 else f"{self.address}:{self.port}"
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether the address is an IPv6 one: the llm-d EPP never matches those in a subset hint (facts/epp.md 1.1)."""
+        return ":" in self.address
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it can answer a request by itself: no role, `decode`, `both`, or a role that includes decoding."""
+        return self.role in ("", "both") or "decode" in self.role.split("-")
+
+
+class Snapshot(msgspec.Struct, frozen=True, eq=False):
+    """What the cluster looks like at one moment; replaced as a whole, never changed, compared by identity.
+
+    `generation` grows by one with each replacement. `endpoints` has an entry for each of `pools`, ready or not.
+    `memo` holds what is derived from it, filled on first use (see candidates.py), so that it goes when the snapshot goes.
+    """
+
+    generation: int = 0
+    pools: tuple[Pool, ...] = ()
+    endpoints: Mapping[Pool, tuple[Endpoint, ...]] = {}
+    memo: dict[Any, Any] = msgspec.field(default_factory=dict)
+
+
+class SubsetHint(msgspec.Struct, frozen=True):
+    """The endpoints that an earlier filter allows, as the light EPP reads them: `ip` (all its ports) or `ip:port`.
+
+    None means that no hint was given; an empty set means that nothing is allowed.
+    """
+
+    endpoints: frozenset[str] | None = None
+
+    def admits(self, endpoint: Endpoint) -> bool:
+        """Whether the hint allows this endpoint."""
+        if self.endpoints is None:
+            return True
+        return endpoint.destination in self.endpoints or endpoint.address in self.endpoints
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """Where a request stands before its content is looked at: what the gateway's configuration says of its stream.
+
+    `pool` is the pool that was named, None if none was; then `union` allows all watched pools as one. `destination`
+    says that the answer names the destination itself: then only endpoints that can decode count, and passing through
+    means any of them. `hint` is what an earlier filter allows.
+    """
+
+    pool: Pool | None = None
+    union: bool = False
+    destination: bool = False
+    hint: SubsetHint = SubsetHint()
+
+
+class Malformed(msgspec.Struct, frozen=True):
+    """A field that names an owner in a way that cannot be read: which field, and what is wrong with it."""
+
+    param: str
+    message: str
+
+
+class InferenceRequest(msgspec.Struct, frozen=True):
+    """What a request asks for, normalised.
+
+    `owners` is the order of preference (empty: none named; `*`: anything); `param` is the field that named it. `model` is
+    what the engines call the model ("" if none was named). `truncated` says that only a prefix of the body was seen.
+    `mismatch` says that the body's model differs from the one in the gateway's header. `path` has no query; `interpreted` says
+    that the policy is for it.
+    `header_model` is the model that a header named, before aliases; `fixed_model` that the header decides and not the body.
+    """
+
+    scope: Scope
+    method: str
+    path: str
+    owners: tuple[str, ...] = ()
+    param: str = ""
+    model: str = ""
+    interpreted: bool = True
+    header_model: str = ""
+    fixed_model: bool = False
+    truncated: bool = False
+    mismatch: bool = False
+    malformed: Malformed | None = None
+
+
+class Reason(StrEnum):
+    """Why a request went where it went: the same word in header, log, metric, metadata and docs."""
+
+    # the answer narrows the pool
+    OWNER_MATCHED = "owner-matched"
+    MODEL_MATCHED = "model-matched"
+    # the request passes as it came
+    OWNER_ABSENT = "owner-absent"
+    OWNER_ANY = "owner-any"
+    OWNER_UNKNOWN = "owner-unknown"
+    MODEL_UNKNOWN = "model-unknown"
+    PATH_NOT_INTERPRETED = "path-not-interpreted"
+    # the answer narrows the pool, but the EPP behind us cannot follow it (facts/epp.md 1.1)
+    HINT_WITHOUT_BODY = "hint-without-body"
+    HINT_IPV6 = "hint-ipv6"
+    # we answer
+    MODELS_LISTED = "models-listed"
+    OWNER_MALFORMED = "owner-malformed"
+    OWNER_REQUIRED = "owner-required"
+    MODEL_REQUIRED = "model-required"
+    REJECTED_BY_POLICY = "rejected-by-policy"
+    OWNER_NOT_FOUND = "owner-not-found"
+    MODEL_NOT_FOUND = "model-not-found"
+    BODY_TIMEOUT = "body-timeout"
+    BODY_TRUNCATED = "body-truncated"
+    BODY_TOO_LARGE = "body-too-large"
+    NO_READY_ENDPOINT = "no-ready-endpoint"
+    # 503 when the pool was named, passed through when it was not
+    POOL_UNKNOWN = "pool-unknown"
+
+
+STATUS: Final[Mapping[Reason, int]] = {
+    Reason.OWNER_MALFORMED: 400,
+    Reason.OWNER_REQUIRED: 400,
+    Reason.MODEL_REQUIRED: 400,
+    Reason.REJECTED_BY_POLICY: 403,
+    Reason.OWNER_NOT_FOUND: 404,
+    Reason.MODEL_NOT_FOUND: 404,
+    Reason.BODY_TIMEOUT: 408,
+    Reason.BODY_TRUNCATED: 413,
+    Reason.BODY_TOO_LARGE: 413,
+    Reason.NO_READY_ENDPOINT: 503,
+    Reason.POOL_UNKNOWN: 503,
+}
+"""The HTTP status of each reason for which a request is refused."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step of a decision: what it looked at, and how many endpoints were eligible before and after it."""
+
+    filter: str
+    before: int
+    after: int
+
+
+class Restrict(msgspec.Struct, frozen=True):
+    """Only these endpoints, all of them ready, never none; `owner` is the one that won, `*` or "" if it was none."""
+
+    endpoints: tuple[Endpoint, ...]
+    reason: Reason
+    owner: str = ""
+    steps: tuple[Step, ...] = ()
+
+
+class PassThrough(msgspec.Struct, frozen=True):
+    """As if we were not there."""
+
+    reason: Reason
+    steps: tuple[Step, ...] = ()
+
+
+class Reject(msgspec.Struct, frozen=True):
+    """Refused with an error of ours; `param` is the field at fault ("" if there is none)."""
+
+    status: int
+    reason: Reason
+    message: str
+    param: str = ""
+    steps: tuple[Step, ...] = ()
+
+
+class ModelEntry(msgspec.Struct, frozen=True):
+    """One line of `/v1/models`: a model and who serves it; `max_model_len` is the least that its endpoints promise."""
+
+    id: str
+    owned_by: str
+    created: int | None = None
+    max_model_len: int | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The model list, or with `single` the one model that was asked for."""
+
+    models: tuple[ModelEntry, ...]
+    single: bool = False
+    reason: Reason = Reason.MODELS_LISTED
+    steps: tuple[Step, ...] = ()
+
+
+Decision = Restrict | PassThrough | Reject | Answer
+
+
+def reject(reason: Reason, message: str, param: str = "", steps: tuple[Step, ...] = ()) -> Reject:
+    """A refusal with the status that its reason has."""
+    return Reject(STATUS[reason], reason, message, param, steps)
