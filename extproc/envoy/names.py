@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every word that crosses the wire, once, with its source. Nowhere else is one spelt out."""
+
+from typing import Final
+
+from extproc.envoy.pb import external_processor_pb2 as pb
+
+SERVICE: Final[str] = pb.DESCRIPTOR.services_by_name["ExternalProcessor"].full_name
+"""The gRPC service, also a name of its health (facts/epp.md, proposal 004)."""
+METHOD: Final = "Process"
+
+# Our own (design section 2): gRPC initial metadata of the filter, dynamic metadata, response header.
+ATTACHMENT: Final = "x-owned-by-attachment"
+POOL: Final = "x-owned-by-pool"
+BODY: Final = "x-owned-by-body"
+REASON: Final = "x-owned-by-reason"
+NAMESPACE: Final = "owned_by"
+
+# Endpoint Picker protocol (facts/epp.md 1.1 to 1.3, proposal 004).
+DESTINATION: Final = "x-gateway-destination-endpoint"
+DESTINATION_NAMESPACE: Final = "envoy.lb"
+SUBSET: Final = "x-gateway-destination-endpoint-subset"
+SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
+
+# What only a gateway, an EPP or a conformance test may say (facts/epp.md 1.3): removed when a client says it.
+SPOOFABLE: Final = (
+    DESTINATION,
+    SUBSET,
+    "x-prefiller-host-port",
+    "x-encoder-hosts-ports",
+    "x-data-parallel-host-port",
+    "x-kv-cache-source-host-port",
+    "test-epp-endpoint-selection",
+)
+
+REQUEST_ID: Final = "x-request-id"
+CONTENT_TYPE: Final = "content-type"
+RETRY_AFTER: Final = "retry-after"
+JSON: Final = "application/json"

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One ext_proc stream, without its socket: receive(ProcessingRequest) -> the messages to send.
+
+    body modes NONE, BUFFERED, BUFFERED_PARTIAL        FULL_DUPLEX_STREAMED
+    HEAD --decided--------------------> DONE           HEAD --decided--> ECHO --end--> DONE
+    HEAD --asks for the body--> BODY -> DONE           HEAD --undecided-> HOLD --decided--> ECHO
+
+Snapshot and policy are taken when the decision is made, not when the stream begins. The session never waits: the server
+tells it when its deadline has passed.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import Enum, auto
+from functools import lru_cache
+
+import msgspec
+from google.protobuf.struct_pb2 import Struct
+
+from extproc.envoy import names
+from extproc.envoy.pb import external_processor_pb2 as pb
+from extproc.envoy.responses import (
+    ASK_BODY,
+    TRAILERS,
+    Attachment,
+    Phase,
+    Replies,
+    Reply,
+    body_frames,
+    compose,
+    unchanged,
+)
+from extproc.policy.decide import asks_body
+from extproc.policy.extract import from_body, from_head, header_names, readable_body
+from extproc.policy.types import InferenceRequest, Pool, Reason, Scope, SubsetHint, reject
+
+_MODES = pb.ProcessingMode
+_READABLE = (_MODES.NONE, _MODES.BUFFERED, _MODES.BUFFERED_PARTIAL)
+
+
+class ProtocolError(Exception):
+    """The peer said what the protocol does not allow here; the text says what, and nothing was changed."""
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """What a stream is: its attachment and its pool, from the filter's initial metadata, else from the flags."""
+
+    attachment: Attachment = Attachment.BEFORE
+    pool: Pool | None = None
+    union: bool = False
+
+    def with_metadata(self, metadata: Mapping[str, str]) -> "Binding":
+        """This binding as the stream's gRPC initial metadata changes it. Raises ProtocolError for an unknown value."""
+        return _bind(self, metadata.get(names.ATTACHMENT), metadata.get(names.POOL), metadata.get(names.BODY))
+
+
+@lru_cache(maxsize=256)
+def _bind(default: Binding, attachment: str | None, pool: str | None, body: str | None) -> Binding:
+    if body not in (None, "partial"):
+        raise ProtocolError(f"{names.BODY}: only `partial` is supported yet")
+    try:
+        chosen = default.attachment if attachment is None else Attachment(attachment)
+    except ValueError as error:
+        known = ", ".join(f"`{value}`" for value in Attachment)
+        raise ProtocolError(f"{names.ATTACHMENT}: `{attachment}` is not one of {known}") from error
+    return Binding(chosen, default.pool if pool is None else parse_pool(pool), default.union)
+
+
+def parse_pool(text: str) -> Pool:
+    """`namespace/name`. Raises ProtocolError for anything else."""
+    namespace, slash, name = text.partition("/")
+    if not namespace or not slash or not name or "/" in name:
+        raise ProtocolError(f"{names.POOL}: `{text}` is not namespace/name")
+    return Pool(namespace, name)
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a stream came to, for logs and metrics; `destination` is what was written, "" if nothing was."""
+
+    request: InferenceRequest
+    reply: Reply
+    destination: str
+    attachment: Attachment
+    request_id: str
+    asked_body: bool
+    body_bytes: int
+
+
+class _State(Enum):
+    HEAD = auto()
+    BODY = auto()
+    HOLD = auto()
+    ECHO = auto()
+    RESPONSE = auto()
+    DONE = auto()
+
+
+class Session:
+    """One HTTP request, from Envoy's first message to our last.
+
+    `world` gives the current replies, `rotation` a number that grows with each call; both are asked when deciding.
+    """
+
+    def __init__(self, binding: Binding, world: Callable[[], Replies], rotation: Callable[[], int]) -> None:
+        """A session that has received nothing."""
+        self.outcome: Outcome | None = None
+        self._binding = binding
+        self._world = world
+        self._rotation = rotation
+        self._state = _State.HEAD
+        self._request: InferenceRequest | None = None
+        self._held = bytearray()
+        self._duplex = False
+        self._bodiless = False
+        self._request_id = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to be said: the server ends the stream then."""
+        return self._state is _State.DONE
+
+    @property
+    def deadline(self) -> float | None:
+        """How many seconds the rest of the body may take while Envoy's own timer does not run; None if it does."""
+        return self._world().policy.body.timeout if self._state is _State.HOLD else None
+
+    def receive(self, message: pb.ProcessingRequest) -> list[bytes]:
+        """The serialised answers to one message, in order. Raises ProtocolError, and nothing else, for a wrong one."""
+        kind = message.WhichOneof("request")
+        match self._state, kind:
+            case _State.HEAD, "request_headers":
+                return self._head(message)
+            case _State.HEAD | _State.RESPONSE, "response_headers" | "response_body" | "response_trailers":
+                return self._response(message, kind)
+            case _State.BODY, "request_body":
+                return self._body(message)
+            case _State.HOLD, "request_body":
+                return self._hold(message)
+            case _State.HOLD, "request_trailers":
+                replies = self._release(message, end=False)
+                return replies if self.done else [*replies, *self._end([TRAILERS])]
+            case _State.ECHO, "request_body":
+                frames = body_frames(message.request_body.body, end=message.request_body.end_of_stream)
+                return self._end(frames) if message.request_body.end_of_stream else frames
+            case _State.ECHO, "request_trailers":
+                return self._end([TRAILERS])
+        raise ProtocolError(f"{kind or 'an empty message'} is not expected in state {self._state.name}")
+
+    def expire(self) -> list[bytes]:
+        """The deadline has passed: a 408 if the body is still awaited, else nothing."""
+        if self._state is not _State.HOLD:
+            return []
+        return self._refuse(Reason.BODY_TIMEOUT, "the body did not arrive in time")
+
+    def _head(self, message: pb.ProcessingRequest) -> list[bytes]:
+        mode = message.protocol_config.request_body_mode
+        if mode not in _READABLE and mode != _MODES.FULL_DUPLEX_STREAMED:
+            raise ProtocolError("request_body_mode must be NONE or FULL_DUPLEX_STREAMED")
+        world = self._world()
+        headers = self._headers(message.request_headers, header_names(world.policy))
+        self._bodiless = message.request_headers.end_of_stream
+        self._duplex = mode == _MODES.FULL_DUPLEX_STREAMED
+        self._request = request = from_head(headers, self._scope(message), world.policy)
+        if readable_body(headers, end_of_stream=self._bodiless) and asks_body(request, world.snapshot, world.policy):
+            self._state = _State.HOLD if self._duplex else _State.BODY
+            return [] if self._duplex else [ASK_BODY]
+        return self._decided(request, Phase.HEADERS)
+
+    def _body(self, message: pb.ProcessingRequest) -> list[bytes]:
+        assert self._request is not None
+        body = message.request_body
+        self._held += body.body
+        request = from_body(self._request, body.body, self._world().policy, ended=body.end_of_stream)
+        return self._decided(request, Phase.BODY)
+
+    def _hold(self, message: pb.ProcessingRequest) -> list[bytes]:
+        self._held += message.request_body.body
+        limit = self._world().policy.body.max_bytes
+        if len(self._held) > limit:
+            return self._refuse(Reason.BODY_TOO_LARGE, f"the body is larger than {limit} bytes")
+        if not message.request_body.end_of_stream:
+            return []
+        return self._release(message, end=True)
+
+    def _release(self, message: pb.ProcessingRequest, *, end: bool) -> list[bytes]:
+        """All of the body is there: the headers answer, then the body as it came."""
+        assert self._request is not None
+        scope = self._request.scope
+        if message.HasField("metadata_context"):  # the latest word of the filters before us
+            scope = self._scope(message)
+        held = bytes(self._held)
+        request = msgspec.structs.replace(self._request, scope=scope)
+        request = from_body(request, held, self._world().policy, ended=True)
+        replies = self._decided(request, Phase.HEADERS)
+        if self._state is _State.DONE:
+            return replies
+        frames = body_frames(held, end=end) if held or end else []
+        return [*replies, *(self._end(frames) if end else frames)]
+
+    def _decided(self, request: InferenceRequest, phase: Phase) -> list[bytes]:
+        world = self._world()
+        reply = world.reply(request, self._binding.attachment, phase, bodiless=self._bodiless)
+        return self._say(request, reply, phase, world)
+
+    def _refuse(self, reason: Reason, message: str) -> list[bytes]:
+        assert self._request is not None
+        world = self._world()
+        refusal = reject(reason, message)
+        reply = compose(
+            refusal, self._request, world.policy, self._binding.attachment, Phase.HEADERS, bodiless=self._bodiless
+        )
+        return self._say(self._request, reply, Phase.HEADERS, world)
+
+    def _say(self, request: InferenceRequest, reply: Reply, phase: Phase, world: Replies) -> list[bytes]:
+        rotation = self._rotation() if reply.destinations else 0
+        text, destination = reply.message(rotation, self._binding.attachment, phase, world.policy.destinations)
+        asked = self._state in (_State.BODY, _State.HOLD)
+        self.outcome = Outcome(
+            request, reply, destination, self._binding.attachment, self._request_id, asked, len(self._held)
+        )
+        echoes = self._duplex and not self._bodiless and not reply.final
+        self._state = _State.ECHO if echoes else _State.DONE
+        return [text]
+
+    def _response(self, message: pb.ProcessingRequest, kind: str) -> list[bytes]:
+        """The answer of a filter before us, on its way back (facts/envoy.md 5, "ImmediateResponse and the next filter").
+
+        Refusing it would turn it into an empty 500, and ending early would cut its body: it goes on as it came.
+        """
+        self._state = _State.RESPONSE
+        if kind == "response_headers":
+            self._duplex = message.protocol_config.response_body_mode == _MODES.FULL_DUPLEX_STREAMED
+            ends = message.response_headers.end_of_stream or not self._duplex
+        else:
+            ends = kind == "response_trailers" or message.response_body.end_of_stream
+        if ends:
+            self._state = _State.DONE
+        return unchanged(message)
+
+    def _end(self, replies: list[bytes]) -> list[bytes]:
+        self._state = _State.DONE
+        return replies
+
+    def _headers(self, received: pb.HttpHeaders, wanted: frozenset[str]) -> dict[str, list[str]]:
+        headers: dict[str, list[str]] = {}
+        for header in received.headers.headers:
+            name = header.key
+            if name in wanted:
+                headers.setdefault(name, []).append((header.raw_value or header.value.encode()).decode("latin-1"))
+            elif name == names.REQUEST_ID:
+                self._request_id = (header.raw_value or header.value.encode()).decode("latin-1")
+        return headers
+
+    def _scope(self, message: pb.ProcessingRequest) -> Scope:
+        binding = self._binding
+        if binding.attachment is not Attachment.PICKER:
+            return Scope(binding.pool, binding.union)
+        metadata = message.metadata_context.filter_metadata
+        hint = read_hint(metadata[names.SUBSET_NAMESPACE]) if names.SUBSET_NAMESPACE in metadata else SubsetHint()
+        return Scope(binding.pool, binding.union, destination=True, hint=hint)
+
+
+def read_hint(namespace: Struct) -> SubsetHint:
+    """A subset hint as the light EPP reads it: a list of texts, a text with commas, or a mix, each entry trimmed.
+
+    A namespace without the key gives no hint; a value that holds no endpoint allows none (facts/epp.md 1.1).
+    """
+    if names.SUBSET not in namespace.fields:
+        return SubsetHint()
+    value = namespace.fields[names.SUBSET]
+    members = value.list_value.values if value.HasField("list_value") else [value]
+    entries = (entry.strip() for member in members for entry in member.string_value.split(","))
+    return SubsetHint(frozenset(entry for entry in entries if entry))
