@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `owned-by serve | validate | explain | health | demo`. Exit 0 ok, 1 a problem found, 2 usage."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import grpc
+import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from extproc import __version__
+from extproc.app import App
+from extproc.discovery.file import parse_endpoints
+from extproc.envoy.explain import Explanation, HttpRequest, explain
+from extproc.envoy.names import SERVICE
+from extproc.envoy.responses import Attachment
+from extproc.envoy.session import Binding, ProtocolError, parse_pool
+from extproc.policy.config import Duration, default_policy, parse_policy
+from extproc.policy.document import DocumentError
+from extproc.policy.types import Pool, Snapshot
+from extproc.settings import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class _DurationType(click.ParamType[Any]):
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """`5s` -> 5.0."""
+        try:
+            return value if isinstance(value, float) else Duration.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _PoolType(click.ParamType[Any]):
+    name = "namespace/name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pool:
+        """`default/chat` -> Pool."""
+        try:
+            return value if isinstance(value, Pool) else parse_pool(value)
+        except ProtocolError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _flag(name: str, **settings: Any) -> Callable[[F], F]:
+    """A flag that can also be given as OWNED_BY_<FLAG>."""
+    variable = "OWNED_BY_" + name.removeprefix("--").replace("-", "_").upper()
+    return click.option(name, envvar=variable, show_envvar=True, show_default=True, **settings)
+
+
+_PORT = click.IntRange(0, 65535)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="owned-by")
+def main() -> None:
+    """Routing by who serves the model, beside the Endpoint Picker."""
+
+
+@main.command()
+@_flag("--endpoints-file", type=_FILE, required=True, help="The pools and their endpoints.")
+@_flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
+@_flag(
+    "--attachment",
+    type=click.Choice([*Attachment]),
+    default=Attachment.BEFORE,
+    help="Where streams that do not say it sit.",
+)
+@_flag("--pool-name", default=None, help="The pool of streams that name none.")
+@_flag("--pool-namespace", default="default", help="Its namespace.")
+@_flag("--allow-pool-union", is_flag=True, help="Take all pools as one where none is named.")
+@_flag("--address", default="0.0.0.0", help="Where gRPC, health and metrics listen.")  # noqa: S104
+@_flag("--grpc-port", type=_PORT, default=9002, help="ext_proc; 0 is a free port.")
+@_flag("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.")
+@_flag("--metrics-port", type=_PORT, default=9090, help="/metrics.")
+@_flag("--admin-port", type=_PORT, default=9091, help="Admin pages.")
+@_flag("--admin-address", default="127.0.0.1", help="Where the admin pages listen.")
+@_flag("--drain-delay", type=_DurationType(), default="5s", help="How long to go on accepting after SIGTERM.")
+@_flag("--drain-timeout", type=_DurationType(), default="30s", help="How long open streams may then take.")
+@_flag("--log-format", type=click.Choice(["json", "console"]), default="json", help="One JSON object a line, or text.")
+@_flag("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="The least level.")
+def serve(pool_name: str | None, pool_namespace: str, **flags: Any) -> None:
+    """Serve Envoy until SIGTERM."""
+    pool = Pool(pool_namespace, pool_name) if pool_name else None
+    try:
+        app = App(Settings(pool=pool, **flags | {"attachment": Attachment(flags["attachment"])}))
+        uvloop.run(app.run())
+    except (DocumentError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.argument("file", type=_FILE)
+def validate(file: Path) -> None:
+    """Check a policy file: exit 1 and say what is wrong where, or 0."""
+    _read(file, parse_policy)
+    click.echo(f"{file}: ok")
+
+
+@main.command("explain")
+@_flag("--endpoints-file", type=_FILE, required=True, help="The pools and their endpoints.")
+@_flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
+@click.option("--attachment", type=click.Choice([*Attachment]), default=Attachment.BEFORE, show_default=True)
+@click.option("--pool", type=_PoolType(), default=None, help="The pool that the filter names.")
+@click.option("-X", "--request", "method", default=None, help="The method; GET, or POST with -d.")
+@click.option("-H", "--header", "headers", multiple=True, metavar="'K: V'", help="A header; may be repeated.")
+@click.option("-d", "--data", type=click.Path(allow_dash=True), default=None, help="A file with the body, - for stdin.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.argument("path")
+def explain_command(**given: Any) -> None:
+    """Say where a request to PATH would go and why: the same code that serves Envoy, without Envoy."""
+    endpoints = _read(given["endpoints_file"], parse_endpoints)
+    policy = _read(given["config_file"], parse_policy) if given["config_file"] else default_policy()
+    try:
+        body = b"" if given["data"] is None else click.open_file(given["data"], "rb").read()
+    except OSError as error:
+        raise click.UsageError(f"{given['data']}: {error.strerror}") from error
+    headers = []
+    for line in given["headers"]:
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise click.UsageError(f"`{line}` is not a header: write it as 'name: value'")
+        headers.append((name.strip().lower(), value.strip()))
+    if not given["path"].startswith("/"):
+        raise click.UsageError(f"`{given['path']}` is not a path: it begins with /")
+    method = given["method"] or ("GET" if given["data"] is None else "POST")
+    request = HttpRequest(method, given["path"], tuple(headers), body)
+    snapshot = Snapshot(1, tuple(endpoints), endpoints)
+    found = explain(request, Binding(Attachment(given["attachment"]), given["pool"]), snapshot, policy)
+    click.echo(found.to_json() if given["as_json"] else _words(found), nl=False)
+
+
+@main.command()
+@click.option("--service", default=SERVICE, show_default=True, help="`liveness`, `readiness` or the service's name.")
+@click.option("--address", default="127.0.0.1", show_default=True)
+@_flag("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.")
+def health(service: str, address: str, grpc_health_port: int) -> None:
+    """Ask a running server how it is: exit 0 if it is serving, else 1."""
+    with grpc.insecure_channel(f"{address}:{grpc_health_port}") as channel:
+        try:
+            request = health_pb2.HealthCheckRequest(service=service)
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=5)
+        except grpc.RpcError as error:
+            raise click.ClickException(f"{address}:{grpc_health_port}: {error.code().name}") from error
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    click.echo(status)
+    sys.exit(0 if answer.status == health_pb2.HealthCheckResponse.SERVING else 1)
+
+
+@main.command()
+@click.option("--once", is_flag=True, help="Run the requests, then end: exit 0 only if each went where it must.")
+def demo(*, once: bool) -> None:
+    """Start engines, Envoy and this server on loopback and send requests through them."""
+    try:
+        from rich.console import Console  # noqa: PLC0415 - an extra
+
+        from extproc.demo.script import run  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise click.ClickException(
+            f"the demo needs its extra: pip install 'owned-by-extproc[demo]' ({error})"
+        ) from error
+    sys.exit(asyncio.run(run(once=once, console=Console())))
+
+
+def _read(file: Path, parse: Any) -> Any:
+    try:
+        return parse(file.read_bytes())
+    except OSError as error:
+        raise click.UsageError(f"{file}: {error.strerror}") from error
+    except DocumentError as error:
+        raise click.ClickException(f"{file}: {error}") from error
+
+
+def _words(found: Explanation) -> str:
+    """The explanation for a person."""
+    lines = [f"decision     {found.decision} ({found.reason})"]
+    lines += [f"{name:<12} {value}" for name, value in found.facts()]
+    lines += ["steps        filter                            eligible before -> after"]
+    lines += [f"             {step.filter:<34}{step.before} -> {step.after}" for step in found.steps]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files as a source: the endpoints file, and the loop that reads a file again when its content has changed.
+
+Content is compared, not time stamps: a mounted ConfigMap changes by a link that is moved (facts/ecosystem.md 3).
+"""
+
+import asyncio
+import ipaddress
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from extproc.policy.document import Document, DocumentError
+from extproc.policy.types import Endpoint, Model, Pool
+
+INTERVAL: Final = 0.5
+"""Seconds between two looks at a file (design section 5)."""
+ROLE_LABEL: Final = "llm-d.ai/role"
+_MAX_PORT: Final = 65535
+
+Name = Annotated[str, Meta(min_length=1, max_length=253)]
+
+
+class _ModelPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: Name
+    created: int | None = None
+    max_model_len: int | None = None
+
+
+class _EndpointPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Name
+    address: str
+    labels: dict[str, str] = {}
+    models: tuple[Name | _ModelPart, ...] | None = None
+    ready: bool = True
+
+
+class _PoolPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: Name
+    namespace: Name = "default"
+    endpoints: tuple[_EndpointPart, ...] = ()
+
+
+class _FilePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pools: Annotated[tuple[_PoolPart, ...], Meta(min_length=1)]
+
+
+def parse_endpoints(text: bytes) -> dict[Pool, tuple[Endpoint, ...]]:
+    """Read an endpoints file (design section 5). Raises DocumentError with path and line for the first mistake."""
+    document = Document(text)
+    found: dict[Pool, tuple[Endpoint, ...]] = {}
+    for number, part in enumerate(document.convert(_FilePart).pools):
+        pool = Pool(part.namespace, part.name)
+        if pool in found:
+            raise document.fail(f"$.pools[{number}].name", f"the pool `{pool}` stands twice")
+        found[pool] = tuple(_endpoints(document, part, f"$.pools[{number}].endpoints"))
+    return found
+
+
+def _endpoints(document: Document, pool: _PoolPart, path: str) -> Sequence[Endpoint]:
+    found: dict[str, Endpoint] = {}
+    names = set[str]()
+    for number, part in enumerate(pool.endpoints):
+        here = f"{path}[{number}]"
+        try:
+            address, port = parse_address(part.address)
+        except ValueError as error:
+            raise document.fail(f"{here}.address", str(error)) from error
+        models = None if part.models is None else tuple(_model(model) for model in part.models)
+        role = part.labels.get(ROLE_LABEL, "")
+        endpoint = Endpoint(part.name, pool.namespace, address, port, part.labels, role, "", models, part.ready)
+        if part.name in names:
+            raise document.fail(f"{here}.name", f"the endpoint `{part.name}` stands twice in its pool")
+        if endpoint.destination in found:
+            raise document.fail(f"{here}.address", f"`{endpoint.destination}` stands twice in its pool")
+        names.add(part.name)
+        found[endpoint.destination] = endpoint
+    return tuple(found.values())
+
+
+def _model(part: "str | _ModelPart") -> Model:
+    return Model(part) if isinstance(part, str) else Model(part.id, part.created, part.max_model_len)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`ip:port` or `[v6]:port` -> (ip, port), the address in the form that Envoy uses. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        address = None
+    if not colon or address is None or (address.version == 6) != bracketed:  # noqa: PLR2004
+        raise ValueError(f"`{text}` is not ip:port or [v6]:port")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) <= _MAX_PORT:
+        raise ValueError(f"`{text}` has no port from 1 to {_MAX_PORT}")
+    return str(address), int(port)
+
+
+class WatchedFile:
+    """A file whose content is handed on each time that it has changed and can be used.
+
+    `apply` takes the content and raises DocumentError if it cannot be used: the last good one then stays.
+    """
+
+    def __init__(self, path: Path, apply: Callable[[bytes], None]) -> None:
+        """Nothing is read yet."""
+        self.path = path
+        self.error: str | None = None
+        self._apply = apply
+        self._content: bytes | None = None
+
+    def load(self) -> bool:
+        """Look once: True if there was something new and it could be used. Raises DocumentError if it could not."""
+        try:
+            content = self.path.read_bytes()
+        except OSError as error:
+            self._content = None
+            raise DocumentError(f"cannot be read: {error.strerror}") from error
+        if content == self._content:
+            return False
+        self._content = content
+        self._apply(content)
+        self.error = None
+        return True
+
+    async def watch(self, on_load: Callable[["WatchedFile", str | None], None]) -> None:
+        """Look every half second, for ever; `on_load` hears of each change and its error, each error once."""
+        while True:
+            await asyncio.sleep(INTERVAL)
+            try:
+                if await asyncio.to_thread(self.load):
+                    on_load(self, None)
+            except DocumentError as error:
+                if str(error) != self.error:
+                    self.error = str(error)
+                    on_load(self, self.error)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `owned_by_*` metrics, in a registry of their own. No label takes a value that a client can choose."""
+
+from collections import Counter as Tally
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from extproc import __version__
+from extproc.policy.types import Snapshot
+
+_SECONDS: Final = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+_BYTES: Final = (1e3, 1e4, 1e5, 1e6, 1e7)
+
+
+class Metrics:
+    """Everything that is counted, made once per process and handed on."""
+
+    def __init__(self) -> None:
+        """All counters at nought."""
+        self.registry = registry = CollectorRegistry()
+        labels = ("attachment", "decision", "reason", "owner")
+        self._decisions = Counter("owned_by_decisions", "Decisions, by what they were.", labels, registry=registry)
+        self._children: dict[tuple[str, str, str, str], Counter] = {}
+        self.decision_duration = Histogram(
+            "owned_by_decision_duration_seconds",
+            "Work of this process for a stream until it is decided, waiting for Envoy left out.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.request_body = Histogram(
+            "owned_by_request_body_bytes", "Body bytes read to decide.", buckets=_BYTES, registry=registry
+        )
+        self.streams = Gauge("owned_by_streams_in_flight", "Open ext_proc streams.", registry=registry)
+        self.stream_errors = Counter(
+            "owned_by_stream_errors", "Streams aborted by us, by cause.", ("cause",), registry=registry
+        )
+        self.truncated = Counter(
+            "owned_by_truncated_bodies", "Bodies of which only a prefix was seen.", registry=registry
+        )
+        self.mismatches = Counter(
+            "owned_by_model_mismatches", "Bodies whose model differs from the gateway's header.", registry=registry
+        )
+        self.long_hints = Counter(
+            "owned_by_long_hints", "Replies whose hint has more than 200 entries.", registry=registry
+        )
+        self.endpoints = Gauge("owned_by_endpoints", "Endpoints of the snapshot.", ("pool", "ready"), registry=registry)
+        self.generation = Gauge("owned_by_snapshot_generation", "Grows with each snapshot.", registry=registry)
+        self.reload_successful = Gauge(
+            "owned_by_config_last_reload_successful", "1 if the last load worked.", ("source",), registry=registry
+        )
+        self.reload_timestamp = Gauge(
+            "owned_by_config_last_reload_success_timestamp_seconds",
+            "When the last load that worked was.",
+            ("source",),
+            registry=registry,
+        )
+        Info("owned_by_build", "The running version.", registry=registry).info({"version": __version__})
+
+    def decided(self, attachment: str, decision: str, reason: str, owner: str) -> None:
+        """Count one decision; `owner` is one that endpoints have, never a text of the client's."""
+        key = (attachment, decision, reason, owner)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = self._decisions.labels(*key)
+        child.inc()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Describe a new snapshot."""
+        self.generation.set(snapshot.generation)
+        self.endpoints.clear()
+        for pool in snapshot.pools:
+            tally = Tally(endpoint.ready for endpoint in snapshot.endpoints[pool])
+            for ready in (True, False):
+                self.endpoints.labels(str(pool), str(ready).lower()).set(tally[ready])

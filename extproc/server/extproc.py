@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ext_proc service: one coroutine per stream, a Session inside, and one log line per decision.
+
+A clean end without an answer means "continue" to Envoy, even when it fails closed (facts/envoy.md 5): whatever goes
+wrong here aborts the stream instead.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import grpc
+
+from extproc.envoy import names
+from extproc.envoy.pb import external_processor_pb2 as pb
+from extproc.envoy.responses import Replies
+from extproc.envoy.session import Binding, Outcome, ProtocolError, Session
+from extproc.observability.logs import DecisionLine, Logger
+from extproc.observability.metrics import Metrics
+from extproc.policy.config import PolicyConfig
+from extproc.policy.types import Restrict, Snapshot
+
+LONG_HINT = 200
+"""More entries than this in a hint are worth a word (design section 4): Envoy sends them with every message."""
+
+Context = grpc.aio.ServicerContext[pb.ProcessingRequest, bytes]
+
+
+class ExternalProcessor:
+    """Answers Envoy's streams from the current snapshot and policy."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is joined to
+        self,
+        binding: Binding,
+        snapshot: Callable[[], Snapshot],
+        policy: Callable[[], PolicyConfig],
+        logger: Logger,
+        decisions: Callable[[DecisionLine], None],
+        metrics: Metrics,
+    ) -> None:
+        """`binding` is what the flags say of streams that do not say it themselves."""
+        self.open_streams = 0
+        self.longest_hint = 0
+        self._binding = binding
+        self._snapshot = snapshot
+        self._policy = policy
+        self._logger = logger
+        self._log_decision = decisions
+        self._metrics = metrics
+        self._replies = Replies(snapshot(), policy())
+        self._rotation = itertools.count().__next__
+        self._warned = -1
+        metrics.streams.set_function(lambda: self.open_streams)
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a grpc.aio server is given."""
+        process: grpc.RpcMethodHandler[pb.ProcessingRequest, bytes] = grpc.stream_stream_rpc_method_handler(
+            self.process, request_deserializer=pb.ProcessingRequest.FromString, response_serializer=None
+        )
+        return grpc.method_handlers_generic_handler(names.SERVICE, {names.METHOD: process})
+
+    def world(self) -> Replies:
+        """The replies of the current snapshot and policy."""
+        snapshot, policy = self._snapshot(), self._policy()
+        if self._replies.snapshot is not snapshot or self._replies.policy is not policy:
+            self._replies = Replies(snapshot, policy)
+        return self._replies
+
+    async def process(self, _requests: object, context: Context) -> None:
+        """One stream, that is one HTTP request."""
+        self.open_streams += 1
+        try:
+            await self._process(context)
+        except ProtocolError as error:
+            self._metrics.stream_errors.labels("protocol").inc()
+            self._logger.warning("protocol error", error=str(error))
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except (asyncio.CancelledError, grpc.aio.AbortError):
+            raise
+        except Exception:
+            if context.cancelled() or context.done():
+                return
+            self._metrics.stream_errors.labels("internal").inc()
+            self._logger.exception("internal error")
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+        finally:
+            self.open_streams -= 1
+
+    async def _process(self, context: Context) -> None:
+        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+        session = Session(self._binding.with_metadata(metadata), self.world, self._rotation)
+        spent = 0.0
+        told = False
+        while not session.done:
+            message = await self._read(context, session)
+            if message is grpc.aio.EOF:
+                return
+            started = perf_counter()
+            replies = session.receive(message) if message is not None else session.expire()
+            spent += perf_counter() - started
+            for reply in replies:
+                await context.write(reply)
+            if not told and session.outcome is not None:
+                told = True
+                self._tell(session.outcome, spent)
+
+    async def _read(self, context: Context, session: Session) -> Any:
+        """Envoy's next message, grpc.aio.EOF, or None when the session's deadline has passed."""
+        if (seconds := session.deadline) is None:
+            return await context.read()
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                return await context.read()
+        except TimeoutError:
+            return None
+
+    def _tell(self, outcome: Outcome, spent: float) -> None:
+        """Count and log a decision."""
+        reply, request = outcome.reply, outcome.request
+        decision = type(reply.decision).__name__.lower()
+        attachment = outcome.attachment
+        self._metrics.decided(attachment, decision, reply.reason, reply.owner)
+        self._metrics.decision_duration.observe(spent)
+        if outcome.asked_body:
+            self._metrics.request_body.observe(outcome.body_bytes)
+            if request.truncated:
+                self._metrics.truncated.inc()
+            if request.mismatch:
+                self._metrics.mismatches.inc()
+        if reply.hinted > LONG_HINT:
+            self._long_hint(reply.hinted)
+        self._log_decision(
+            DecisionLine(
+                request_id=outcome.request_id[:128],
+                attachment=attachment,
+                decision=decision,
+                reason=reply.reason,
+                owner=reply.owner,
+                owners=request.owners,
+                model=request.model[:128],
+                endpoints=len(reply.decision.endpoints) if isinstance(reply.decision, Restrict) else 0,
+                destination=outcome.destination,
+                microseconds=round(spent * 1e6),
+            )
+        )
+
+    def _long_hint(self, entries: int) -> None:
+        self._metrics.long_hints.inc()
+        generation = self._snapshot().generation
+        self.longest_hint = entries if self._warned != generation else max(self.longest_hint, entries)
+        if self._warned != generation:
+            self._warned = generation
+            self._logger.warning(
+                "long hint", entries=entries, advice="a pool per engine and the `header` attachment keep hints short"
+            )

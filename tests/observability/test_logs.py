@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log lines."""
+
+import io
+import re
+
+import msgspec
+import pytest
+
+from extproc.observability.logs import DecisionLine, decision_log, make_logger
+
+LINE = {
+    "request_id": "r-1",
+    "attachment": "before",
+    "decision": "restrict",
+    "reason": "owner-matched",
+    "owner": "sglang",
+    "owners": ("sglang",),
+    "model": "m",
+    "endpoints": 2,
+    "destination": "127.0.0.1:1",
+    "microseconds": 40,
+}
+
+
+def test_a_line_is_json_with_the_epps_field_names() -> None:
+    stream = io.BytesIO()
+    make_logger("json", "info", stream).info("ready", logger="lifecycle", grpc_port=1)
+    line = msgspec.json.decode(stream.getvalue())
+
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("ts"))
+    assert line == {"level": "info", "logger": "lifecycle", "msg": "ready", "grpc_port": 1}
+
+
+def test_a_decision_line_has_the_same_shape() -> None:
+    stream = io.BytesIO()
+    logger = make_logger("json", "info", stream)
+    decision_log(logger, "json", "info", stream)(DecisionLine(**LINE))
+    line = msgspec.json.decode(stream.getvalue())
+
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("ts"))
+    assert line == {
+        "level": "info",
+        "logger": "extproc",
+        "msg": "decision",
+        "x-request-id": "r-1",
+        "attachment": "before",
+        "decision": "restrict",
+        "reason": "owner-matched",
+        "owner": "sglang",
+        "owners": ["sglang"],
+        "model": "m",
+        "endpoints": 2,
+        "destination": "127.0.0.1:1",
+        "microseconds": 40,
+    }
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_decisions_are_silent_above_info(form: str) -> None:
+    stream = io.BytesIO()
+    logger = make_logger(form, "warning", stream)
+    decision_log(logger, form, "warning", stream)(DecisionLine(**LINE))
+
+    assert stream.getvalue() == b""
+
+
+def test_a_console_line_can_be_read_by_a_person() -> None:
+    stream = io.BytesIO()
+    logger = make_logger("console", "info", stream)
+    decision_log(logger, "console", "info", stream)(DecisionLine(**LINE))
+
+    assert b"decision" in stream.getvalue()
+    assert b"reason=owner-matched" in stream.getvalue()
