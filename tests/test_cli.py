@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from extproc.cli import main
+
+POLICY = "apiVersion: owned-by/v1alpha1\nkind: OwnedByPolicy\n"
+ENDPOINTS = """pools:
+- name: chat
+  endpoints:
+  - {name: a, address: "127.0.0.1:8001", labels: {llm-d.ai/engine-type: vllm}, models: [m]}
+  - {name: b, address: "127.0.0.1:8002", labels: {llm-d.ai/engine-type: sglang}, models: [m]}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    (tmp_path / "endpoints.yaml").write_text(ENDPOINTS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str, text: str = "") -> tuple[int, str]:
+    result = CliRunner().invoke(main, arguments, input=text)
+    return result.exit_code, result.output
+
+
+@pytest.mark.usefixtures("folder")
+class TestValidate:
+    """`owned-by validate`."""
+
+    def test_a_good_policy_is_ok(self) -> None:
+        assert run("validate", "policy.yaml") == (0, "policy.yaml: ok\n")
+
+    def test_a_mistake_is_named_with_its_line(self, folder: Path) -> None:
+        (folder / "policy.yaml").write_text(POLICY + "gard: false\n")
+
+        assert run("validate", "policy.yaml") == (1, "Error: policy.yaml: line 3: Object contains unknown field `gard`\n")
+
+    def test_a_missing_file_is_a_usage_error(self) -> None:
+        code, output = run("validate", "none.yaml")
+
+        assert (code, output.splitlines()[-1]) == (2, "Error: none.yaml: No such file or directory")
+
+
+@pytest.mark.usefixtures("folder")
+class TestExplain:
+    """`owned-by explain`."""
+
+    def test_it_shows_what_the_session_decided(self) -> None:
+        arguments = ["--endpoints-file", "endpoints.yaml", "-d", "-", "/v1/chat/completions"]
+        text = '{"model": "m", "engine": "sglang"}'
+
+        assert run("explain", *arguments, text=text) == (
+            0,
+            "decision     restrict (owner-matched)\n"
+            "asked for    sglang\n"
+            "named by     engine\n"
+            "model        m\n"
+            "body read    yes\n"
+            "owner        sglang\n"
+            "endpoints    127.0.0.1:8002\n"
+            "destination  127.0.0.1:8002\n"
+            "steps        filter                            eligible before -> after\n"
+            "             pool default/chat                 2 -> 2\n"
+            "             owner sglang                      2 -> 1\n"
+            "             model m                           1 -> 1\n",
+        )
+
+    def test_json_is_one_object(self) -> None:
+        arguments = ["--endpoints-file", "endpoints.yaml", "--json", "-X", "POST", "-H", "x-owned-by: tgi", "/v1/completions"]
+        code, output = run("explain", *arguments)
+        found = msgspec.json.decode(output)
+
+        assert (code, found["decision"], found["status"], found["reason"]) == (0, "reject", 404, "owner-not-found")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["-H", "nonsense", "/v1/models"], "Error: `nonsense` is not a header: write it as 'name: value'"),
+            (["v1/models"], "Error: `v1/models` is not a path: it begins with /"),
+            (
+                ["--pool", "chat", "/v1/models"],
+                "Error: Invalid value for '--pool': x-owned-by-pool: `chat` is not namespace/name",
+            ),
+        ],
+    )
+    def test_what_cannot_be_read_is_a_usage_error(self, arguments: list[str], message: str) -> None:
+        code, output = run("explain", "--endpoints-file", "endpoints.yaml", *arguments)
+
+        assert (code, output.splitlines()[-1]) == (2, message)
+
+
+@pytest.mark.usefixtures("folder")
+class TestServe:
+    """`owned-by serve`, as far as it does not serve."""
+
+    def test_a_bad_file_at_start_is_exit_1(self, folder: Path) -> None:
+        (folder / "policy.yaml").write_text("")
+
+        code, output = run("serve", "--endpoints-file", "endpoints.yaml", "--config-file", "policy.yaml")
+
+        assert (code, output.splitlines()[-1]) == (1, "Error: policy.yaml: the document is empty")
+
+    def test_every_flag_has_its_variable(self) -> None:
+        serve = main.commands["serve"]
+        expected = {
+            option.name: "OWNED_BY_" + option.opts[0].removeprefix("--").replace("-", "_").upper()
+            for option in serve.params
+        }
+
+        assert {option.name: getattr(option, "envvar", None) for option in serve.params} == expected
+
+
+def test_a_health_check_of_nobody_is_exit_1(free_port: int) -> None:
+    assert run("health", "--grpc-health-port", str(free_port)) == (
+        1,
+        f"Error: 127.0.0.1:{free_port}: UNAVAILABLE\n",
+    )
+
+
+@pytest.fixture
+def free_port() -> int:
+    import socket  # noqa: PLC0415
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
