@@ -56,6 +56,7 @@ def _flag(name: str, **settings: Any) -> Callable[[F], F]:
     return click.option(name, envvar=variable, show_envvar=True, show_default=True, **settings)
 
 
+_ATTACHMENTS = [attachment.value for attachment in Attachment]
 _PORT = click.IntRange(0, 65535)
 
 
@@ -70,8 +71,8 @@ def main() -> None:
 @_flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
 @_flag(
     "--attachment",
-    type=click.Choice([*Attachment]),
-    default=Attachment.BEFORE,
+    type=click.Choice(_ATTACHMENTS),
+    default=Attachment.BEFORE.value,
     help="Where streams that do not say it sit.",
 )
 @_flag("--pool-name", default=None, help="The pool of streams that name none.")
@@ -108,7 +109,7 @@ def validate(file: Path) -> None:
 @main.command("explain")
 @_flag("--endpoints-file", type=_FILE, required=True, help="The pools and their endpoints.")
 @_flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
-@click.option("--attachment", type=click.Choice([*Attachment]), default=Attachment.BEFORE, show_default=True)
+@click.option("--attachment", type=click.Choice(_ATTACHMENTS), default=Attachment.BEFORE.value, show_default=True)
 @click.option("--pool", type=_PoolType(), default=None, help="The pool that the filter names.")
 @click.option("-X", "--request", "method", default=None, help="The method; GET, or POST with -d.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="'K: V'", help="A header; may be repeated.")

@@ -41,7 +41,10 @@ class TestValidate:
     def test_a_mistake_is_named_with_its_line(self, folder: Path) -> None:
         (folder / "policy.yaml").write_text(POLICY + "gard: false\n")
 
-        assert run("validate", "policy.yaml") == (1, "Error: policy.yaml: line 3: Object contains unknown field `gard`\n")
+        assert run("validate", "policy.yaml") == (
+            1,
+            "Error: policy.yaml: line 3: Object contains unknown field `gard`\n",
+        )
 
     def test_a_missing_file_is_a_usage_error(self) -> None:
         code, output = run("validate", "none.yaml")
@@ -74,7 +77,16 @@ class TestExplain:
         )
 
     def test_json_is_one_object(self) -> None:
-        arguments = ["--endpoints-file", "endpoints.yaml", "--json", "-X", "POST", "-H", "x-owned-by: tgi", "/v1/completions"]
+        arguments = [
+            "--endpoints-file",
+            "endpoints.yaml",
+            "--json",
+            "-X",
+            "POST",
+            "-H",
+            "x-owned-by: tgi",
+            "/v1/completions",
+        ]
         code, output = run("explain", *arguments)
         found = msgspec.json.decode(output)
 

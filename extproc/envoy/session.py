@@ -5,6 +5,8 @@
     HEAD --decided--------------------> DONE           HEAD --decided--> ECHO --end--> DONE
     HEAD --asks for the body--> BODY -> DONE           HEAD --undecided-> HOLD --decided--> ECHO
 
+A response that is sent to us although we ask for none is handed back from any state.
+
 Snapshot and policy are taken when the decision is made, not when the stream begins. The session never waits: the server
 tells it when its deadline has passed.
 """
@@ -33,8 +35,11 @@ from extproc.policy.decide import asks_body
 from extproc.policy.extract import from_body, from_head, header_names, readable_body
 from extproc.policy.types import InferenceRequest, Pool, Reason, Scope, SubsetHint, reject
 
-_MODES = pb.ProcessingMode
-_READABLE = (_MODES.NONE, _MODES.BUFFERED, _MODES.BUFFERED_PARTIAL)
+_DUPLEX = int(pb.ProcessingMode.FULL_DUPLEX_STREAMED)
+_RESPONSE = ("response_headers", "response_body", "response_trailers")
+_READABLE = {
+    int(mode) for mode in (pb.ProcessingMode.NONE, pb.ProcessingMode.BUFFERED, pb.ProcessingMode.BUFFERED_PARTIAL)
+}
 
 
 class ProtocolError(Exception):
@@ -111,6 +116,7 @@ class Session:
         self._held = bytearray()
         self._duplex = False
         self._bodiless = False
+        self._answering = False
         self._request_id = ""
 
     @property
@@ -126,23 +132,23 @@ class Session:
     def receive(self, message: pb.ProcessingRequest) -> list[bytes]:
         """The serialised answers to one message, in order. Raises ProtocolError, and nothing else, for a wrong one."""
         kind = message.WhichOneof("request")
+        if kind in _RESPONSE and not self.done:
+            return self._response(message, kind)
         match self._state, kind:
             case _State.HEAD, "request_headers":
                 return self._head(message)
-            case _State.HEAD | _State.RESPONSE, "response_headers" | "response_body" | "response_trailers":
-                return self._response(message, kind)
             case _State.BODY, "request_body":
                 return self._body(message)
             case _State.HOLD, "request_body":
                 return self._hold(message)
             case _State.HOLD, "request_trailers":
                 replies = self._release(message, end=False)
-                return replies if self.done else [*replies, *self._end([TRAILERS])]
+                return replies if self.done else [*replies, *self._sent([TRAILERS])]
             case _State.ECHO, "request_body":
                 frames = body_frames(message.request_body.body, end=message.request_body.end_of_stream)
-                return self._end(frames) if message.request_body.end_of_stream else frames
+                return self._sent(frames) if message.request_body.end_of_stream else frames
             case _State.ECHO, "request_trailers":
-                return self._end([TRAILERS])
+                return self._sent([TRAILERS])
         raise ProtocolError(f"{kind or 'an empty message'} is not expected in state {self._state.name}")
 
     def expire(self) -> list[bytes]:
@@ -153,12 +159,12 @@ class Session:
 
     def _head(self, message: pb.ProcessingRequest) -> list[bytes]:
         mode = message.protocol_config.request_body_mode
-        if mode not in _READABLE and mode != _MODES.FULL_DUPLEX_STREAMED:
+        if mode not in _READABLE and mode != _DUPLEX:
             raise ProtocolError("request_body_mode must be NONE or FULL_DUPLEX_STREAMED")
         world = self._world()
         headers = self._headers(message.request_headers, header_names(world.policy))
         self._bodiless = message.request_headers.end_of_stream
-        self._duplex = mode == _MODES.FULL_DUPLEX_STREAMED
+        self._duplex = mode == _DUPLEX
         self._request = request = from_head(headers, self._scope(message), world.policy)
         if readable_body(headers, end_of_stream=self._bodiless) and asks_body(request, world.snapshot, world.policy):
             self._state = _State.HOLD if self._duplex else _State.BODY
@@ -194,7 +200,7 @@ class Session:
         if self._state is _State.DONE:
             return replies
         frames = body_frames(held, end=end) if held or end else []
-        return [*replies, *(self._end(frames) if end else frames)]
+        return [*replies, *(self._sent(frames) if end else frames)]
 
     def _decided(self, request: InferenceRequest, phase: Phase) -> list[bytes]:
         world = self._world()
@@ -222,22 +228,28 @@ class Session:
         return [text]
 
     def _response(self, message: pb.ProcessingRequest, kind: str) -> list[bytes]:
-        """The answer of a filter before us, on its way back (facts/envoy.md 5, "ImmediateResponse and the next filter").
+        """The response goes on as it came.
 
-        Refusing it would turn it into an empty 500, and ending early would cut its body: it goes on as it came.
+        It comes here where the filter's mode is to send it: when a filter before us answered by itself (facts/envoy.md 5,
+        "ImmediateResponse and the next filter"), or when an answer begins before the request has ended. Refusing it would
+        turn it into an empty 500, and ending early would cut its body.
         """
-        self._state = _State.RESPONSE
         if kind == "response_headers":
-            self._duplex = message.protocol_config.response_body_mode == _MODES.FULL_DUPLEX_STREAMED
+            self._answering = True
+            if message.HasField("protocol_config"):
+                self._duplex = message.protocol_config.response_body_mode == _DUPLEX
             ends = message.response_headers.end_of_stream or not self._duplex
         else:
             ends = kind == "response_trailers" or message.response_body.end_of_stream
         if ends:
             self._state = _State.DONE
+        elif self._state is not _State.ECHO:
+            self._state = _State.RESPONSE
         return unchanged(message)
 
-    def _end(self, replies: list[bytes]) -> list[bytes]:
-        self._state = _State.DONE
+    def _sent(self, replies: list[bytes]) -> list[bytes]:
+        """The request has left us whole: the stream may end, unless the answer is already on its way through it."""
+        self._state = _State.RESPONSE if self._answering else _State.DONE
         return replies
 
     def _headers(self, received: pb.HttpHeaders, wanted: frozenset[str]) -> dict[str, list[str]]:

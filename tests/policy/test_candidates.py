@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines and models of endpoints, and the groups that they make."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from extproc.policy.candidates import Candidates, Group, candidates, engine, models_of, union
+from extproc.policy.types import Endpoint, Model, ModelEntry
+from tests.builders import CHAT, endpoint, policy, snapshot
+
+DEFAULT = policy()
+
+ENGINES = {
+    "llm-d's label": ({"llm-d.ai/engine-type": "sglang"}, "", "sglang"),
+    "the inference extension's": ({"inference.networking.k8s.io/engine-type": "sglang"}, "", "sglang"),
+    "AIBrix's": ({"model.aibrix.ai/engine": "sglang"}, "", "sglang"),
+    "the first label wins": ({"model.aibrix.ai/engine": "a", "llm-d.ai/engine-type": "b"}, "", "b"),
+    "an empty label is none": ({"model.aibrix.ai/engine": "a", "llm-d.ai/engine-type": ""}, "", "a"),
+    "normalised": ({"llm-d.ai/engine-type": "SGLang"}, "", "sglang"),
+    "aliased": ({"llm-d.ai/engine-type": "trt-llm"}, "", "trtllm-serve"),
+    "unlabelled": ({"app": "x"}, "", "vllm"),
+    "unlabelled as another": ({}, "match: {unlabeledAs: SGLang}\n", "sglang"),
+    "strict": ({}, "match: {unlabeledAs: ''}\n", ""),
+    "a label of one's own": ({"e": "a"}, "match: {ownedByLabels: [e]}\n", "a"),
+}
+
+
+@pytest.mark.parametrize(("labels", "text", "owner"), ENGINES.values(), ids=ENGINES)
+def test_the_engine_is_the_first_label(labels: dict[str, str], text: str, owner: str) -> None:
+    assert engine(Endpoint("a", "default", "10.0.0.1", 8000, labels=labels), policy(text)) == owner
+
+
+SERVED: dict[str, tuple[Any, Any, Any]] = {
+    "its own list": ((Model("a"),), {"m": "b"}, (Model("a"),)),
+    "an empty list is a list": ((), {"m": "b"}, ()),
+    "a label": (None, {"m": "b"}, (Model("b"),)),
+    "neither": (None, {}, None),
+}
+
+
+@pytest.mark.parametrize(("models", "labels", "expected"), SERVED.values(), ids=SERVED)
+def test_the_models_are_its_own_list_or_its_labels(models: Any, labels: dict[str, str], expected: Any) -> None:
+    given = Endpoint("a", "default", "10.0.0.1", 8000, labels=labels, models=models)
+    assert models_of(given, policy("match: {modelLabels: [m]}\n")) == expected
+
+
+V1, V2, S1 = endpoint(1, "vllm", ("a",)), endpoint(2, "vllm", ("b",), ready=False), endpoint(3, "sglang", None)
+
+GROUPS = {
+    "all": ("*", None, Group(3, (V1, S1))),
+    "an owner": ("vllm", None, Group(2, (V1,))),
+    "an owner and a model": ("vllm", "a", Group(1, (V1,))),
+    "none ready": ("vllm", "b", Group(1, ())),
+    "a model that may be there": ("sglang", "a", Group(1, (S1,))),
+    "an unknown model that may be there": ("*", "c", Group(1, (S1,))),
+    "an unknown model": ("vllm", "c", Group(0, ())),
+    "an unknown owner": ("tgi", None, Group(0, ())),
+}
+
+
+@pytest.mark.parametrize(("owner", "model", "group"), GROUPS.values(), ids=GROUPS)
+def test_a_group_is_who_serves_and_who_of_them_is_ready(owner: str, model: str | None, group: Group) -> None:
+    assert Candidates([V1, V2, S1], DEFAULT).group(owner, model) == group
+
+
+def test_unknown_names_make_no_groups_of_their_own() -> None:
+    found = Candidates([V1, V2, S1], DEFAULT)
+    for number in range(100):
+        found.group(f"owner-{number}", f"model-{number}")
+        found.group("vllm", f"model-{number}")
+    assert len(found._groups) == 1
+
+
+FACTS = {
+    "different lists": ((V1, V2), True, {"a", "b"}, True, True),
+    "the same list": ((V1, endpoint(4, "sglang", ("a",))), False, {"a"}, True, True),
+    "known and unknown": ((V1, S1), True, {"a"}, True, False),
+    "unknown only": ((S1,), False, set(), False, False),
+    "the unready count": ((V2,), False, {"b"}, True, False),
+    "nothing": ((), False, set(), False, False),
+}
+
+
+@pytest.mark.parametrize(("endpoints", "differ", "listed", "any_listed", "complete"), FACTS.values(), ids=FACTS)
+def test_what_is_known_of_the_models(
+    endpoints: tuple[Endpoint, ...],
+    differ: bool,  # noqa: FBT001 - a column
+    listed: set[str],
+    any_listed: bool,  # noqa: FBT001 - a column
+    complete: bool,  # noqa: FBT001 - a column
+) -> None:
+    found = Candidates(endpoints, DEFAULT)
+    assert (found.differ, found.listed, found.any_listed, found.models_complete) == (
+        differ,
+        listed,
+        any_listed,
+        complete,
+    )
+
+
+def test_the_catalogue_has_one_entry_per_model_and_owner_of_what_is_ready() -> None:
+    def serving(number: int, owner: str, *models: Model, ready: bool = True) -> Endpoint:
+        return msgspec.structs.replace(endpoint(number, owner, ready=ready), models=models)
+
+    found = Candidates(
+        [
+            serving(1, "vllm", Model("b", 20, 4096), Model("a")),
+            serving(2, "vllm", Model("b", 10, 2048)),
+            serving(3, "sglang", Model("b", None, 8192)),
+            serving(4, "vllm", Model("c"), ready=False),
+            endpoint(5, "vllm", None),
+        ],
+        DEFAULT,
+    )
+    assert found.catalogue == (
+        ModelEntry("a", "vllm"),
+        ModelEntry("b", "sglang", None, 8192),
+        ModelEntry("b", "vllm", 10, 2048),
+    )
+
+
+def test_the_union_has_each_address_and_port_once() -> None:
+    world = snapshot(V1, V2, other=(V1, S1))
+    assert union(world) == (V1, V2, S1)
+
+
+def test_candidates_are_built_once_for_a_snapshot_and_a_policy() -> None:
+    world = snapshot(V1)
+    first = candidates(world, DEFAULT, CHAT, decoding=False)
+    assert candidates(world, DEFAULT, CHAT, decoding=False) is first
+
+
+def test_candidates_of_a_former_policy_are_forgotten() -> None:
+    world = snapshot(V1)
+    for _ in range(3):
+        candidates(world, policy(), CHAT, decoding=False)
+        candidates(world, DEFAULT, CHAT, decoding=True)
+    assert len(world.memo) == 1
+
+
+def test_who_cannot_decode_is_no_candidate_for_decoding() -> None:
+    prefill, decode = endpoint(1, "vllm", role="prefill"), endpoint(2, "vllm", role="decode")
+    world = snapshot(prefill, decode)
+    assert candidates(world, DEFAULT, CHAT, decoding=True).group("vllm", None) == Group(1, (decode,))
+    assert candidates(world, DEFAULT, CHAT, decoding=False).group("vllm", None) == Group(2, (prefill, decode))

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy document: its defaults, and the exact text of everything that is refused."""
+
+import msgspec
+import pytest
+
+from extproc.policy.config import DocumentError, Duration, PolicyConfig, default_policy, parse_policy
+from tests.builders import HEAD, policy
+
+DEFAULTS = {
+    "apiVersion": "owned-by/v1alpha1",
+    "kind": "OwnedByPolicy",
+    "paths": ["/v1/*"],
+    "sources": {
+        "headers": ["x-owned-by"],
+        "query": ["owned_by", "engine", "inference_server"],
+        "body": ["owned_by", "engine", "inference_server"],
+        "modelHeaders": ["x-llm-d-model-name-rewrite", "x-gateway-model-name"],
+    },
+    "match": {
+        "engineFrom": ["label"],
+        "ownedByLabels": [
+            "llm-d.ai/engine-type",
+            "inference.networking.k8s.io/engine-type",
+            "model.aibrix.ai/engine",
+        ],
+        "unlabeledAs": "vllm",
+        "models": "known",
+        "modelLabels": [],
+        "aliases": {"trtllm": "trtllm-serve", "trt-llm": "trtllm-serve"},
+    },
+    "modelAliases": {},
+    "destinations": 3,
+    "guard": True,
+    "whenAbsent": {"action": "passthrough"},
+    "whenUnknown": {"action": "reject"},
+    "whenUnknownModel": {"action": "reject"},
+    "whenUnready": {"action": "reject"},
+    "whenTruncated": {"action": "passthrough"},
+    "models": [],
+    "routing": [],
+    "body": {"strip": False, "maxBytes": 20971520, "timeout": 10.0},
+    "promote": {"header": "", "model": "", "reroute": False},
+}
+
+
+def plain(policy_: PolicyConfig) -> object:
+    return msgspec.json.decode(msgspec.json.encode(policy_, enc_hook=float))
+
+
+def test_the_defaults_are_those_of_the_design() -> None:
+    assert plain(default_policy()) == DEFAULTS
+
+
+def test_a_document_that_says_nothing_more_is_the_default() -> None:
+    assert plain(parse_policy(HEAD.encode())) == DEFAULTS
+
+
+def test_the_defaults_may_be_written_out() -> None:
+    written = DEFAULTS | {"body": {"strip": False, "maxBytes": 20971520, "timeout": "10s"}}
+    assert plain(parse_policy(msgspec.json.encode(written))) == DEFAULTS
+
+
+def test_what_is_given_is_taken_and_the_rest_is_default() -> None:
+    given = policy(
+        "sources: {headers: [x-engine], modelHeaders: []}\nmatch: {unlabeledAs: '', models: any, modelLabels: [m]}\n"
+        "modelAliases: {small: qwen}\ndestinations: 1\nguard: false\nwhenAbsent: {action: reject}\n"
+        "whenUnknown: {action: passthrough}\nwhenTruncated: {action: reject}\nbody: {maxBytes: 7, timeout: 1m30s}\n"
+    )
+    assert plain(given) == DEFAULTS | {
+        "sources": DEFAULTS["sources"] | {"headers": ["x-engine"], "modelHeaders": []},
+        "match": DEFAULTS["match"] | {"unlabeledAs": "", "models": "any", "modelLabels": ["m"]},
+        "modelAliases": {"small": "qwen"},
+        "destinations": 1,
+        "guard": False,
+        "whenAbsent": {"action": "reject"},
+        "whenUnknown": {"action": "passthrough"},
+        "whenTruncated": {"action": "reject"},
+        "body": {"strip": False, "maxBytes": 7, "timeout": 90.0},
+    }
+
+
+HEADER_NAME = 'Expected `str` matching regex "^[a-z0-9!#$%&\'*+.^_`|~-]+$"'
+NO_OWNER = "is not an owner: a-z 0-9 . _ / - in lower case"
+WRONG = {
+    "unknown key": ("pathes: []\n", "line 3: Object contains unknown field `pathes`"),
+    "paths, no list": ("paths: /v1/*\n", "line 3, paths: Expected `array`, got `str`"),
+    "paths, no path": ("paths:\n- /v1/*\n- v2\n", "line 5, paths[1]: Expected `str` matching regex '^/'"),
+    "header in capitals": ("sources:\n  headers: [X-Owned-By]\n", f"line 4, sources.headers[0]: {HEADER_NAME}"),
+    "header, empty": ("sources:\n  headers: ['']\n", f"line 4, sources.headers[0]: {HEADER_NAME}"),
+    "query, empty": ("sources:\n  query: ['']\n", "line 4, sources.query[0]: Expected `str` of length >= 1"),
+    "unknown source": ("sources:\n  cookies: []\n", "line 4, sources: Object contains unknown field `cookies`"),
+    "models": ("match:\n  models: all\n", "line 4, match.models: Invalid enum value 'all'"),
+    "engineFrom": ("match:\n  engineFrom: [env]\n", "line 4, match.engineFrom[0]: Invalid enum value 'env'"),
+    "alias in capitals": ("match:\n  aliases: {TRT: x}\n", f"line 4, match.aliases.TRT: `TRT` {NO_OWNER}"),
+    "alias of any": ("match:\n  aliases:\n    a: any\n", f"line 5, match.aliases.a: `any` {NO_OWNER}"),
+    "alias of *": ("match:\n  aliases:\n    a: '*'\n", f"line 5, match.aliases.a: `*` {NO_OWNER}"),
+    "unlabeledAs": (
+        "match:\n  unlabeledAs: a b\n",
+        "line 4, match.unlabeledAs: `a b` is not an owner: letters, digits and . _ / -",
+    ),
+    "model alias": ("modelAliases: {a: 1}\n", "line 3, modelAliases[...]: Expected `str`, got `int`"),
+    "destinations, none": ("destinations: 0\n", "line 3, destinations: Expected `int` >= 1"),
+    "destinations, many": ("destinations: 65\n", "line 3, destinations: Expected `int` <= 64"),
+    "destinations, text": ("destinations: '3'\n", "line 3, destinations: Expected `int`, got `str`"),
+    "guard": ("guard: maybe\n", "line 3, guard: Expected `bool`, got `str`"),
+    "whenAbsent": ("whenAbsent: {action: panic}\n", "line 3, whenAbsent.action: Invalid value 'panic'"),
+    "whenAbsent, no action": ("whenAbsent: {}\n", "line 3, whenAbsent: Object missing required field `action`"),
+    "whenAbsent, a foreign key": (
+        "whenAbsent:\n  action: reject\n  owners: [a]\n",
+        "line 5, whenAbsent: Object contains unknown field `owners`",
+    ),
+    "whenUnknown": ("whenUnknown: reject\n", "line 3, whenUnknown: Expected `object`, got `str`"),
+    "whenUnknownModel": (
+        "whenUnknownModel: {action: prefer}\n",
+        "line 3, whenUnknownModel.action: Invalid value 'prefer'",
+    ),
+    "whenUnready": ("whenUnready: {action: passthrough}\n", "line 3, whenUnready.action: Invalid value 'passthrough'"),
+    "whenTruncated": ("whenTruncated: {action: fallback}\n", "line 3, whenTruncated.action: Invalid value 'fallback'"),
+    "maxBytes": ("body:\n  maxBytes: 0\n", "line 4, body.maxBytes: Expected `int` >= 1"),
+    "timeout, a number": ("body:\n  timeout: 10\n", "line 4, body.timeout: expected a duration such as 10s, got `10`"),
+    "timeout, spaced": (
+        "body:\n  timeout: 10 s\n",
+        "line 4, body.timeout: `10 s` is not a duration: write it as 10s, 500ms or 1m30s",
+    ),
+    "timeout, nothing": ("body:\n  timeout: 0s\n", "line 4, body.timeout: must be longer than nothing"),
+    "a rule's own keys": (
+        "models:\n- {model: a, allow: 3}\n",
+        "line 4, models[0].allow: Expected `array | null`, got `int`",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_document_is_refused_with_its_line(text: str, message: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        policy(text)
+    assert str(caught.value) == message
+
+
+HEADLESS = {
+    "no kind": ("apiVersion: owned-by/v1alpha1\n", "line 1: Object missing required field `kind`"),
+    "no apiVersion": ("kind: OwnedByPolicy\n", "line 1: Object missing required field `apiVersion`"),
+    "another version": ("kind: OwnedByPolicy\napiVersion: v2\n", "line 2, apiVersion: Invalid enum value 'v2'"),
+    "another kind": ("apiVersion: owned-by/v1alpha1\nkind: Pod\n", "line 2, kind: Invalid enum value 'Pod'"),
+    "empty": ("", "the document is empty"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), HEADLESS.values(), ids=HEADLESS)
+def test_a_document_of_another_kind_is_refused(text: str, message: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        parse_policy(text.encode())
+    assert str(caught.value) == message
+
+
+LATER = {
+    "probe": ("match:\n  engineFrom: [label, probe]\n", "line 4, match.engineFrom"),
+    "prefer": ("whenAbsent:\n  action: prefer\n  owners: [vllm]\n", "line 4, whenAbsent.action"),
+    "split": ("whenAbsent:\n  action: split\n  weights: {vllm: 1}\n", "line 4, whenAbsent.action"),
+    "fallback": ("whenUnready:\n  action: fallback\n  owners: [vllm]\n", "line 4, whenUnready.action"),
+    "models": ("models:\n- {model: a, allow: [vllm]}\n", "line 3, models"),
+    "routing": ("routing:\n- {model: a, owned_by: b, selector: {matchLabels: {app: x}}}\n", "line 3, routing"),
+    "strip": ("body:\n  strip: true\n", "line 4, body.strip"),
+    "promote header": ("promote: {header: x}\n", "line 3, promote"),
+    "promote model": ("promote: {model: x}\n", "line 3, promote"),
+    "reroute": ("promote: {reroute: true}\n", "line 3, promote"),
+}
+
+
+@pytest.mark.parametrize(("text", "place"), LATER.values(), ids=LATER)
+def test_a_key_of_a_later_version_is_refused_and_never_ignored(text: str, place: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        policy(text)
+    assert str(caught.value) == f"{place}: not supported yet"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10s", 10), ("500ms", 0.5), ("1m30s", 90), ("1.5h", 5400), ("2h0m1s", 7201), ("0s", 0)],
+)
+def test_a_duration_is_read_as_go_writes_it(text: str, seconds: float) -> None:
+    assert Duration.parse(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10", "-1s", "1d", "10S", " 10s", "10s ", "s", "1e3s", "+1s"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^`.*` is not a duration: write it as 10s, 500ms or 1m30s$"):
+        Duration.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("said", "normal"),
+    [(" SGLang ", "sglang"), ("TRTLLM", "trtllm-serve"), ("trt-llm", "trtllm-serve"), ("vllm", "vllm"), ("", "")],
+)
+def test_an_owner_is_trimmed_lower_cased_and_aliased(said: str, normal: str) -> None:
+    assert policy().normal(said) == normal

@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nine steps and each `when*`, as design section 3 lists them."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from extproc.policy.decide import asks_body, decide
+from extproc.policy.types import (
+    Answer,
+    Decision,
+    Endpoint,
+    InferenceRequest,
+    Malformed,
+    Model,
+    ModelEntry,
+    PassThrough,
+    Pool,
+    Reason,
+    Reject,
+    Restrict,
+    Scope,
+    Snapshot,
+    Step,
+    SubsetHint,
+)
+from tests.builders import CHAT, LLAMA, QWEN, endpoint, policy, snapshot
+
+V1 = endpoint(1, "vllm", (LLAMA,))
+V2 = endpoint(2, "vllm", (QWEN,))
+S1 = endpoint(3, "sglang", (LLAMA,))
+S2 = endpoint(4, "sglang", (LLAMA,), ready=False)
+T1 = endpoint(5, "tgi", (LLAMA,), ready=False)
+WORLD = snapshot(V1, V2, S1, S2, T1)
+
+
+def asking(*owners: str, model: str = "", **more: Any) -> InferenceRequest:
+    given = {"scope": Scope(CHAT), "method": "POST", "path": "/v1/chat/completions", "param": "x-owned-by"} | more
+    return InferenceRequest(owners=owners, model=model, **given)
+
+
+def outcome(decision: Decision) -> tuple[Any, ...]:
+    """The decision in short: where to, why, for whom."""
+    match decision:
+        case Restrict(endpoints, reason, owner):
+            return (*(e.name for e in endpoints), reason.value, owner)
+        case PassThrough(reason):
+            return ("pass", reason.value)
+        case Reject(status, reason, _, param):
+            return (status, reason.value, param)
+        case Answer(models):
+            return tuple((m.id, m.owned_by) for m in models)
+
+
+def test_a_matched_owner_is_a_whole_decision() -> None:
+    decision = decide(asking("sglang", model=LLAMA), WORLD, policy())
+    steps = (
+        Step("pool default/chat", 5, 3),
+        Step("owner sglang", 3, 1),
+        Step(f"model {LLAMA}", 1, 1),
+    )
+    assert decision == Restrict((S1,), Reason.OWNER_MATCHED, "sglang", steps)
+
+
+def test_an_absent_owner_is_a_whole_decision() -> None:
+    steps = (Step("pool default/chat", 5, 3),)
+    assert decide(asking(), WORLD, policy()) == PassThrough(Reason.OWNER_ABSENT, steps)
+
+
+def test_an_unknown_owner_is_a_404() -> None:
+    decision = decide(asking("nobody", param="engine"), WORLD, policy())
+    steps = (Step("pool default/chat", 5, 3), Step("owner nobody", 3, 0))
+    assert decision == Reject(404, Reason.OWNER_NOT_FOUND, "no endpoint is `nobody`", "engine", steps)
+
+
+def test_a_malformed_owner_is_a_400() -> None:
+    decision = decide(asking(malformed=Malformed("engine", "what?")), WORLD, policy())
+    assert decision == Reject(400, Reason.OWNER_MALFORMED, "what?", "engine", (Step("pool default/chat", 5, 3),))
+
+
+PASS_UNKNOWN = "whenUnknown: {action: passthrough}\n"
+PASS_MODEL = "whenUnknownModel: {action: passthrough}\n"
+REQUIRED = "whenAbsent: {action: reject}\n"
+ANY_MODEL = "match: {models: any}\n"
+ROUTES: dict[str, tuple[str, tuple[str, ...], str, tuple[Any, ...]]] = {
+    # owners
+    "an owner": ("", ("vllm",), "", ("pod-1", "pod-2", "owner-matched", "vllm")),
+    "the first owner with a ready endpoint": ("", ("tgi", "sglang", "vllm"), "", ("pod-3", "owner-matched", "sglang")),
+    "an unknown owner is passed over": ("", ("nobody", "sglang"), "", ("pod-3", "owner-matched", "sglang")),
+    "else anything": ("", ("tgi", "*"), "", ("pass", "owner-any")),
+    "anything": ("", ("*",), "", ("pass", "owner-any")),
+    "no owner": ("", (), "", ("pass", "owner-absent")),
+    # models
+    "an owner and a model": ("", ("vllm",), QWEN, ("pod-2", "owner-matched", "vllm")),
+    "a model narrows without an owner": ("", (), QWEN, ("pod-2", "model-matched", "")),
+    "a model narrows anything": ("", ("*",), QWEN, ("pod-2", "model-matched", "*")),
+    "the next owner for a model": ("", ("sglang", "vllm"), QWEN, ("pod-2", "owner-matched", "vllm")),
+    "else anything, by the model": ("", ("sglang", "*"), QWEN, ("pod-2", "model-matched", "*")),
+    "models: any, an owner": (ANY_MODEL, ("vllm",), QWEN, ("pod-1", "pod-2", "owner-matched", "vllm")),
+    "models: any, no owner": (ANY_MODEL, (), QWEN, ("pass", "owner-absent")),
+    "models: any, an unknown model": (ANY_MODEL, ("sglang",), "x", ("pod-3", "owner-matched", "sglang")),
+    # whenUnready
+    "none ready": ("", ("tgi",), "", (503, "no-ready-endpoint", "x-owned-by")),
+    "none ready for the model": ("", ("tgi",), LLAMA, (503, "no-ready-endpoint", "x-owned-by")),
+    "none ready, then unknown": ("", ("tgi", "nobody"), "", (503, "no-ready-endpoint", "x-owned-by")),
+    "none ready is not unknown": (PASS_UNKNOWN, ("tgi",), "", (503, "no-ready-endpoint", "x-owned-by")),
+    # whenUnknown
+    "unknown": ("", ("nobody",), "", (404, "owner-not-found", "x-owned-by")),
+    "unknown passes": (PASS_UNKNOWN, ("nobody",), "", ("pass", "owner-unknown")),
+    "unknown with a known model": ("", ("nobody",), LLAMA, (404, "owner-not-found", "x-owned-by")),
+    "no endpoint has both": ("", ("sglang",), QWEN, (404, "owner-not-found", "x-owned-by")),
+    "no endpoint has both, passes": (PASS_UNKNOWN, ("sglang",), QWEN, ("pass", "owner-unknown")),
+    # whenUnknownModel
+    "unknown model": ("", ("vllm",), "x", (404, "model-not-found", "model")),
+    "unknown model and owner": ("", ("nobody",), "x", (404, "model-not-found", "model")),
+    "unknown model is not unknown owner": (PASS_UNKNOWN, ("vllm",), "x", (404, "model-not-found", "model")),
+    "unknown model without an owner": ("", (), "x", ("pass", "model-unknown")),
+    "unknown model passes, the owner holds": (PASS_MODEL, ("sglang",), "x", ("pod-3", "model-unknown", "sglang")),
+    "unknown model passes, unknown owner": (PASS_MODEL, ("nobody",), "x", (404, "owner-not-found", "x-owned-by")),
+    "unknown model passes, none ready": (PASS_MODEL, ("tgi",), "x", (503, "no-ready-endpoint", "x-owned-by")),
+    # whenAbsent
+    "an owner is required": (REQUIRED, (), "", (400, "owner-required", "x-owned-by")),
+    "an owner is required, with a model": (REQUIRED, (), LLAMA, (400, "owner-required", "x-owned-by")),
+    "anything is an owner": (REQUIRED, ("*",), "", ("pass", "owner-any")),
+    "a required owner is given": (REQUIRED, ("sglang",), "", ("pod-3", "owner-matched", "sglang")),
+}
+
+
+@pytest.mark.parametrize(("text", "owners", "model", "expected"), ROUTES.values(), ids=ROUTES)
+def test_owner_and_model_say_where_it_goes(
+    text: str, owners: tuple[str, ...], model: str, expected: tuple[Any, ...]
+) -> None:
+    assert outcome(decide(asking(*owners, model=model), WORLD, policy(text))) == expected
+
+
+UNKNOWN_LISTS: dict[str, tuple[tuple[Endpoint, ...], tuple[str, ...], str, tuple[Any, ...]]] = {
+    "an unknown list may hold the model": (
+        (V1, endpoint(6, "sglang", None)),
+        ("sglang",),
+        "x",
+        ("pod-6", "owner-matched", "sglang"),
+    ),
+    "of another owner, it keeps whenUnknown": (
+        (V1, endpoint(6, "sglang", None)),
+        ("vllm",),
+        "x",
+        (404, "owner-not-found", "x-owned-by"),
+    ),
+    "of an unready one, it does not": (
+        (V1, endpoint(6, "sglang", None, ready=False)),
+        ("vllm",),
+        "x",
+        (404, "model-not-found", "model"),
+    ),
+    "no owner, it narrows to those that may": (
+        (V1, endpoint(6, "sglang", None)),
+        (),
+        "x",
+        ("pod-6", "model-matched", ""),
+    ),
+    "nothing is known of models": (
+        (endpoint(6, "sglang", None),),
+        ("sglang",),
+        "x",
+        ("pod-6", "owner-matched", "sglang"),
+    ),
+    "an empty list serves none": (
+        (V1, endpoint(6, "sglang", ())),
+        ("sglang",),
+        LLAMA,
+        (404, "owner-not-found", "x-owned-by"),
+    ),
+    "only unready ones serve the model": ((T1, V2), (), LLAMA, (503, "no-ready-endpoint", "")),
+    "an empty pool, no owner": ((), (), "", ("pass", "owner-absent")),
+    "an empty pool, an owner": ((), ("vllm",), "", (404, "owner-not-found", "x-owned-by")),
+    "a pool of unready ones, no owner": ((T1,), (), "", ("pass", "owner-absent")),
+    "a pool of unready ones, anything": ((T1,), ("*",), "", (503, "no-ready-endpoint", "x-owned-by")),
+}
+
+
+@pytest.mark.parametrize(("endpoints", "owners", "model", "expected"), UNKNOWN_LISTS.values(), ids=UNKNOWN_LISTS)
+def test_what_is_known_of_the_models_matters(
+    endpoints: tuple[Endpoint, ...], owners: tuple[str, ...], model: str, expected: tuple[Any, ...]
+) -> None:
+    request = asking(*owners, model=model, param="x-owned-by" if owners else "")
+    assert outcome(decide(request, snapshot(*endpoints), policy())) == expected
+
+
+TWO = snapshot(V1, other=(S1,))
+EMPTY = Snapshot()
+POOLS: dict[str, tuple[Snapshot, Scope, tuple[Any, ...]]] = {
+    "named": (TWO, Scope(Pool("default", "other")), (404, "owner-not-found", "x-owned-by")),
+    "named, unknown": (TWO, Scope(Pool("default", "gone")), (503, "pool-unknown", "")),
+    "named, another namespace": (TWO, Scope(Pool("prod", "chat")), (503, "pool-unknown", "")),
+    "the only one": (snapshot(V1), Scope(), ("pod-1", "owner-matched", "vllm")),
+    "one of two": (TWO, Scope(), ("pass", "pool-unknown")),
+    "the union": (TWO, Scope(union=True), ("pod-1", "owner-matched", "vllm")),
+    "named, and the union allowed": (TWO, Scope(Pool("default", "gone"), union=True), (503, "pool-unknown", "")),
+    "none watched": (EMPTY, Scope(), ("pass", "pool-unknown")),
+    "none watched, the union allowed": (EMPTY, Scope(union=True), ("pass", "pool-unknown")),
+    "none watched, a destination is due": (EMPTY, Scope(destination=True), (503, "pool-unknown", "")),
+}
+
+
+@pytest.mark.parametrize(("world", "scope", "expected"), POOLS.values(), ids=POOLS)
+def test_the_pool_comes_first(world: Snapshot, scope: Scope, expected: tuple[Any, ...]) -> None:
+    assert outcome(decide(asking("vllm", scope=scope), world, policy())) == expected
+
+
+def test_a_path_that_is_not_interpreted_passes_whatever_it_says() -> None:
+    request = asking("nobody", interpreted=False, malformed=Malformed("engine", "what?"))
+    expected = PassThrough(Reason.PATH_NOT_INTERPRETED, (Step("pool default/chat", 5, 3),))
+    assert decide(request, WORLD, policy()) == expected
+
+
+PREFILL, DECODE = endpoint(7, "vllm", role="prefill"), endpoint(8, "vllm", role="prefill-decode")
+ROLES = snapshot(PREFILL, DECODE, S1)
+
+
+def hinting(*destinations: str) -> Scope:
+    return Scope(CHAT, destination=True, hint=SubsetHint(frozenset(destinations)))
+
+
+TO = Scope(CHAT, destination=True)
+DESTINATIONS: dict[str, tuple[Snapshot, Scope, tuple[str, ...], tuple[Any, ...]]] = {
+    "before takes every role": (ROLES, Scope(CHAT), ("vllm",), ("pod-7", "pod-8", "owner-matched", "vllm")),
+    "a destination must decode": (ROLES, TO, ("vllm",), ("pod-8", "owner-matched", "vllm")),
+    "passing through is any of them": (ROLES, TO, (), ("pod-8", "pod-3", "owner-absent", "")),
+    "anything is any of them": (ROLES, TO, ("*",), ("pod-8", "pod-3", "owner-any", "")),
+    "none ready at all": (snapshot(T1), TO, (), (503, "no-ready-endpoint", "")),
+    "an empty pool": (snapshot(), TO, (), (503, "no-ready-endpoint", "")),
+    "a hint": (WORLD, hinting("10.0.0.2:8000"), ("vllm",), ("pod-2", "owner-matched", "vllm")),
+    "a hint without a port": (WORLD, hinting("10.0.0.1"), ("vllm",), ("pod-1", "owner-matched", "vllm")),
+    "a hint of others": (WORLD, hinting("10.0.0.3:8000"), ("vllm",), (503, "no-ready-endpoint", "")),
+    "an empty hint": (WORLD, hinting(), ("vllm",), (503, "no-ready-endpoint", "")),
+    "an empty hint, no owner": (WORLD, hinting(), (), (503, "no-ready-endpoint", "")),
+    "a hint, no owner": (WORLD, hinting("10.0.0.3", "10.0.0.4"), (), ("pod-3", "owner-absent", "")),
+}
+
+
+@pytest.mark.parametrize(("world", "scope", "owners", "expected"), DESTINATIONS.values(), ids=DESTINATIONS)
+def test_a_destination_is_an_endpoint_that_decodes_and_is_hinted(
+    world: Snapshot, scope: Scope, owners: tuple[str, ...], expected: tuple[Any, ...]
+) -> None:
+    assert outcome(decide(asking(*owners, scope=scope), world, policy())) == expected
+
+
+def test_a_hint_is_the_last_step() -> None:
+    decision = decide(asking("vllm", scope=hinting("10.0.0.2:8000")), WORLD, policy())
+    steps = (Step("pool default/chat", 5, 3), Step("owner vllm", 3, 2), Step("subset hint", 2, 1))
+    assert decision == Restrict((V2,), Reason.OWNER_MATCHED, "vllm", steps)
+
+
+REJECT_CUT = "whenTruncated: {action: reject}\n"
+NO_BODY_OWNER = "sources: {body: []}\n"
+TRUNCATED: dict[str, tuple[Snapshot, str, tuple[str, ...], str, tuple[Any, ...]]] = {
+    "passes, no owner": (WORLD, "", (), "", ("pass", "owner-absent")),
+    "passes, an owner": (WORLD, "", ("sglang",), "", ("pod-3", "owner-matched", "sglang")),
+    "refused, no owner": (WORLD, REJECT_CUT, (), LLAMA, (413, "body-truncated", "owned_by")),
+    "refused, no model": (WORLD, REJECT_CUT, ("sglang",), "", (413, "body-truncated", "")),
+    "refused, both seen": (WORLD, REJECT_CUT, ("sglang",), LLAMA, ("pod-3", "owner-matched", "sglang")),
+    "refused, the model is of no matter": (
+        snapshot(endpoint(6, "sglang", None)),
+        REJECT_CUT,
+        ("sglang",),
+        "",
+        ("pod-6", "owner-matched", "sglang"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("world", "text", "owners", "model", "expected"), TRUNCATED.values(), ids=TRUNCATED)
+def test_a_truncated_body_is_what_the_policy_says(
+    world: Snapshot, text: str, owners: tuple[str, ...], model: str, expected: tuple[Any, ...]
+) -> None:
+    request = asking(*owners, model=model, truncated=True)
+    assert outcome(decide(request, world, policy(text))) == expected
+
+
+def test_a_truncated_body_whose_owner_is_never_read_is_refused_for_its_model() -> None:
+    decision = decide(asking(truncated=True, param=""), WORLD, policy(REJECT_CUT + NO_BODY_OWNER))
+    assert outcome(decision)[:2] == (413, "body-truncated")
+
+
+LISTED = snapshot(
+    msgspec.structs.replace(V1, models=(Model("a/b", 7, 4096), Model("c"))),
+    msgspec.structs.replace(S1, models=(Model("a/b", None, 8192),)),
+    T1,
+)
+AB_S, AB_V, C = ("a/b", "sglang"), ("a/b", "vllm"), ("c", "vllm")
+LISTS: dict[str, tuple[str, str, tuple[str, ...], tuple[Any, ...]]] = {
+    "all": ("GET", "/v1/models", (), (AB_S, AB_V, C)),
+    "a trailing slash": ("GET", "/v1/models/", (), (AB_S, AB_V, C)),
+    "HEAD": ("HEAD", "/v1/models", (), (AB_S, AB_V, C)),
+    "of an owner": ("GET", "/v1/models", ("vllm",), (AB_V, C)),
+    "of two owners": ("GET", "/v1/models", ("vllm", "sglang"), (AB_S, AB_V, C)),
+    "of anything": ("GET", "/v1/models", ("*",), (AB_S, AB_V, C)),
+    "of an owner that is not ready": ("GET", "/v1/models", ("tgi",), ()),
+    "of an unknown owner": ("GET", "/v1/models", ("nobody",), (404, "owner-not-found", "x-owned-by")),
+    "one": ("GET", "/v1/models/c", (), (C,)),
+    "one with a slash": ("GET", "/v1/models/a/b", (), (AB_S,)),
+    "one with an escaped slash": ("GET", "/v1/models/a%2Fb", (), (AB_S,)),
+    "one with a small escape": ("HEAD", "/v1/models/a%2fb", (), (AB_S,)),
+    "one of an owner": ("GET", "/v1/models/a/b", ("vllm",), (AB_V,)),
+    "one that nobody serves": ("GET", "/v1/models/x", (), (404, "model-not-found", "model")),
+    "one that the owner does not serve": ("GET", "/v1/models/c", ("sglang",), (404, "model-not-found", "model")),
+    "POST": ("POST", "/v1/models", (), ("pass", "owner-absent")),
+    "DELETE": ("DELETE", "/v1/models/c", (), ("pass", "owner-absent")),
+    "another path": ("GET", "/v1/modelsx", (), ("pass", "owner-absent")),
+}
+
+
+@pytest.mark.parametrize(("method", "path", "owners", "expected"), LISTS.values(), ids=LISTS)
+def test_the_models_are_listed(method: str, path: str, owners: tuple[str, ...], expected: tuple[Any, ...]) -> None:
+    assert outcome(decide(asking(*owners, method=method, path=path), LISTED, policy())) == expected
+
+
+def test_the_list_is_a_whole_decision() -> None:
+    decision = decide(asking("vllm", method="GET", path="/v1/models"), LISTED, policy())
+    entries = (ModelEntry("a/b", "vllm", 7, 4096), ModelEntry("c", "vllm"))
+    steps = (Step("pool default/chat", 3, 2), Step("models", 3, 2))
+    assert decision == Answer(entries, single=False, reason=Reason.MODELS_LISTED, steps=steps)
+
+
+def test_one_model_is_answered_as_one() -> None:
+    decision = decide(asking(method="GET", path="/v1/models/c"), LISTED, policy())
+    assert isinstance(decision, Answer)
+    assert (decision.models, decision.single) == ((ModelEntry("c", "vllm"),), True)
+
+
+def test_a_model_is_asked_for_by_its_alias_too() -> None:
+    decision = decide(asking(method="GET", path="/v1/models/small"), LISTED, policy("modelAliases: {small: c}\n"))
+    assert outcome(decision) == (C,)
+
+
+def test_where_no_list_is_known_an_engine_answers() -> None:
+    world = snapshot(endpoint(1, "vllm", None))
+    assert outcome(decide(asking(method="GET", path="/v1/models"), world, policy())) == ("pass", "owner-absent")
+
+
+SAME = snapshot(V1, S1)
+ASKS: dict[str, tuple[Snapshot, str, tuple[str, ...], dict[str, Any], bool]] = {
+    "no owner": (WORLD, "", (), {}, True),
+    "no owner, a model header": (WORLD, "", (), {"header_model": LLAMA, "model": LLAMA}, True),
+    "an owner, models differ": (WORLD, "", ("vllm",), {}, True),
+    "an owner, models differ, a model header": (
+        WORLD,
+        "",
+        ("vllm",),
+        {"header_model": LLAMA, "model": LLAMA},
+        False,
+    ),
+    "an owner, one model, unknown ones are refused": (SAME, "", ("vllm",), {}, True),
+    "an owner, one model, unknown ones pass": (SAME, PASS_MODEL, ("vllm",), {}, False),
+    "an owner, models differ, unknown ones pass": (WORLD, PASS_MODEL, ("vllm",), {}, True),
+    "an owner, models are not matched": (WORLD, ANY_MODEL, ("vllm",), {}, False),
+    "an owner, no model is known": (snapshot(endpoint(1, "vllm", None)), "", ("vllm",), {}, False),
+    "an owner, only an unready one differs": (
+        snapshot(V1, endpoint(2, "vllm", (QWEN,), ready=False)),
+        PASS_MODEL,
+        ("vllm",),
+        {},
+        True,
+    ),
+    "no owner is read from bodies, models are not matched": (WORLD, ANY_MODEL + NO_BODY_OWNER, (), {}, False),
+    "malformed": (WORLD, "", (), {"malformed": Malformed("engine", "what?")}, False),
+    "not interpreted": (WORLD, "", (), {"interpreted": False}, False),
+    "an unknown pool": (WORLD, "", (), {"scope": Scope(Pool("default", "gone"))}, False),
+    "no pool": (TWO, "", (), {"scope": Scope()}, False),
+}
+
+
+@pytest.mark.parametrize(("world", "text", "owners", "more", "asked"), ASKS.values(), ids=ASKS)
+def test_the_body_is_asked_for_if_it_could_change_the_decision(
+    world: Snapshot,
+    text: str,
+    owners: tuple[str, ...],
+    more: dict[str, Any],
+    asked: bool,  # noqa: FBT001 - a column
+) -> None:
+    assert asks_body(asking(*owners, **more), world, policy(text)) is asked

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for every request, snapshot and policy."""
+
+import json
+from typing import Any
+
+import msgspec
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from extproc.envoy.responses import Attachment, Phase, Replies, compose
+from extproc.policy.decide import asks_body, decide
+from extproc.policy.extract import from_body, from_head
+from extproc.policy.types import Endpoint, InferenceRequest, PassThrough, Reject, Restrict, Scope, SubsetHint
+from tests.builders import CHAT, endpoint, policy, snapshot
+
+OWNERS = ["vllm", "sglang", "tgi", "nobody", "*"]
+MODELS = ["a", "b", "unknown"]
+POLICIES = [
+    policy(),
+    policy("whenUnknown: {action: passthrough}\nwhenUnknownModel: {action: passthrough}\n"),
+    policy("whenAbsent: {action: reject}\nwhenTruncated: {action: reject}\n"),
+    policy("match: {models: any, unlabeledAs: ''}\n"),
+    policy("sources: {body: []}\nwhenUnknownModel: {action: passthrough}\n"),
+    policy("guard: false\ndestinations: 1\n"),
+]
+
+models = st.none() | st.lists(st.sampled_from(["a", "b"]), unique=True, max_size=2).map(tuple)
+rows = st.tuples(
+    st.sampled_from(["vllm", "sglang", "tgi", ""]), models, st.booleans(), st.sampled_from(["", "prefill", "decode"])
+)
+pods = st.lists(rows, max_size=6).map(
+    lambda rows: [
+        endpoint(n, *row, address=f"fd00::{n}" if n % 4 == 0 else f"10.0.0.{n}") for n, row in enumerate(rows, 1)
+    ]
+)
+owner_lists = st.lists(st.sampled_from(OWNERS[:-1]), unique=True, max_size=3).flatmap(
+    lambda owners: st.sampled_from([tuple(owners), (*owners, "*")])
+)
+hints = st.builds(
+    SubsetHint,
+    st.none() | st.frozensets(st.sampled_from([f"10.0.0.{n}{port}" for n in range(1, 5) for port in ("", ":8000")])),
+)
+scopes = hints.map(lambda hint: Scope(CHAT, destination=True, hint=hint)) | st.just(Scope(CHAT))
+requests = st.builds(
+    InferenceRequest,
+    scope=scopes,
+    method=st.just("POST"),
+    path=st.just("/v1/completions"),
+    owners=owner_lists,
+    param=st.just("owned_by"),
+    model=st.sampled_from(["", *MODELS]),
+    truncated=st.booleans(),
+)
+policies = st.sampled_from(POLICIES)
+
+
+def without_steps(decision: Any) -> Any:
+    return msgspec.structs.replace(decision, steps=())
+
+
+@given(requests, pods, policies)
+def test_a_restriction_is_never_empty_nor_wider_than_what_is_ready_and_hinted(
+    request: InferenceRequest, endpoints: list[Endpoint], policy_: Any
+) -> None:
+    decision = decide(request, snapshot(*endpoints), policy_)
+    if isinstance(decision, Restrict):
+        allowed = [e for e in endpoints if e.ready and request.scope.hint.admits(e)]
+        assert decision.endpoints
+        assert all(e in allowed for e in decision.endpoints)
+
+
+@given(requests, pods, policies)
+def test_where_a_destination_is_due_every_endpoint_decodes(
+    request: InferenceRequest, endpoints: list[Endpoint], policy_: Any
+) -> None:
+    due = msgspec.structs.replace(request, scope=Scope(CHAT, destination=True))
+    decision = decide(due, snapshot(*endpoints), policy_)
+    assert not isinstance(decision, PassThrough)
+    assert all(e.decodes for e in getattr(decision, "endpoints", ()))
+
+
+@given(requests, pods, policies, st.randoms(use_true_random=False))
+def test_the_order_of_the_endpoints_changes_nothing_but_the_order(
+    request: InferenceRequest, endpoints: list[Endpoint], policy_: Any, random: Any
+) -> None:
+    def as_a_set(decision: Any) -> Any:
+        if isinstance(decision, Restrict):
+            return {e.name for e in decision.endpoints}, decision.reason, decision.owner, decision.steps
+        return decision
+
+    shuffled = random.sample(endpoints, len(endpoints))
+    first, second = (decide(request, snapshot(*order), policy_) for order in (endpoints, shuffled))
+    assert as_a_set(first) == as_a_set(second)
+
+
+@given(requests, pods, models, st.booleans())
+def test_an_endpoint_of_another_owner_changes_nothing_for_an_owner(
+    request: InferenceRequest,
+    endpoints: list[Endpoint],
+    served: tuple[str, ...] | None,
+    ready: bool,  # noqa: FBT001 - drawn
+) -> None:
+    decision = decide(request, snapshot(*endpoints), POLICIES[0])
+    assume(isinstance(decision, Restrict) and decision.owner not in ("", "*"))
+    wider = decide(request, snapshot(*endpoints, endpoint(99, "another", served, ready)), POLICIES[0])
+    assert isinstance(decision, Restrict)
+    assert isinstance(wider, Restrict)
+    assert wider.endpoints == decision.endpoints
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(OWNERS + MODELS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+objects = st.dictionaries(
+    st.sampled_from(["owned_by", "engine", "inference_server", "model", "prompt"]),
+    st.sampled_from(OWNERS + MODELS) | values,
+    max_size=4,
+)
+documents = (objects | values).map(lambda value: json.dumps(value).encode())
+cut = st.tuples(documents, st.integers(0, 60)).map(lambda pair: pair[0][: pair[1]])
+spoilt = st.tuples(documents, st.binary(max_size=4), st.integers(0, 30)).map(
+    lambda t: t[0][: t[2]] + t[1] + t[0][t[2] :]
+)
+bodies = documents | cut | spoilt | st.binary(max_size=40)
+header_values = st.text(alphabet=st.characters(max_codepoint=255), max_size=12) | st.sampled_from(OWNERS)
+
+
+@given(bodies, st.booleans(), policies)
+def test_every_body_yields_a_request_and_a_decision(body: bytes, ended: bool, policy_: Any) -> None:  # noqa: FBT001 - drawn
+    head = from_head({":method": ["POST"], ":path": ["/v1/x"]}, Scope(CHAT), policy_)
+    request = from_body(head, body, policy_, ended=ended)
+    assert decide(request, snapshot(endpoint(1, "vllm", ("a",)), endpoint(2, "sglang", None)), policy_)
+
+
+@given(st.lists(header_values, max_size=3), header_values, header_values, policies)
+def test_every_head_yields_a_request_and_a_decision(lines: list[str], query: str, model: str, policy_: Any) -> None:
+    headers = {":path": [f"/v1/models/{query}?owned_by={query}"], "x-owned-by": lines, "x-gateway-model-name": [model]}
+    for method in ("GET", "POST"):
+        request = from_head(headers | {":method": [method]}, Scope(CHAT), policy_)
+        assert decide(request, snapshot(endpoint(1, "vllm", ("a",))), policy_)
+
+
+@given(st.binary(max_size=60) | documents, st.integers(0, 60))
+def test_what_a_prefix_names_the_whole_body_names_too(body: bytes, length: int) -> None:
+    head = from_head({":method": ["POST"], ":path": ["/v1/x"]}, Scope(CHAT), POLICIES[0])
+    whole = from_body(head, body, POLICIES[0], ended=True)
+    part = from_body(head, body[:length], POLICIES[0], ended=False)
+    try:
+        json.loads(body)
+    except ValueError:
+        assume(False)  # noqa: FBT003 - Hypothesis' own signature
+    if part.owners and not part.malformed:
+        assert part.owners == whole.owners or part.param != whole.param
+    if part.model:
+        assert part.model == whole.model
+
+
+@given(st.sampled_from([(), ("vllm",), ("sglang", "*"), ("nobody",), ("tgi",)]), pods, policies, documents)
+@example(("vllm",), [endpoint(1, "vllm", ("a",), ready=False)], POLICIES[1], b'{"model": "unknown"}')
+def test_a_body_that_is_not_asked_for_would_change_nothing(
+    owners: tuple[str, ...], endpoints: list[Endpoint], policy_: Any, body: bytes
+) -> None:
+    headers = {":method": ["POST"], ":path": ["/v1/x"]} | ({"x-owned-by": [",".join(owners)]} if owners else {})
+    request = from_head(headers, Scope(CHAT), policy_)
+    world = snapshot(*endpoints)
+    assume(not asks_body(request, world, policy_))
+
+    def where(decision: Any) -> Any:
+        """Where it goes; the words for it may name a model that is of no matter."""
+        if isinstance(decision, Reject):
+            return decision.status, decision.reason
+        return type(decision), getattr(decision, "endpoints", ()), getattr(decision, "owner", "")
+
+    told = from_body(request, body, policy_, ended=True)
+    assert where(decide(told, world, policy_)) == where(decide(request, world, policy_))
+
+
+@given(requests, pods, policies, st.sampled_from(Attachment), st.sampled_from(Phase), st.booleans())
+def test_a_kept_reply_equals_a_fresh_one(  # noqa: PLR0917 - what a reply depends on
+    request: InferenceRequest,
+    endpoints: list[Endpoint],
+    policy_: Any,
+    attachment: Attachment,
+    phase: Phase,
+    bodiless: bool,  # noqa: FBT001 - drawn
+) -> None:
+    if attachment is Attachment.PICKER:
+        scope = msgspec.structs.replace(request.scope, destination=True)
+        request = msgspec.structs.replace(request, scope=scope)
+    world = snapshot(*endpoints)
+    replies = Replies(world, policy_)
+    fresh = compose(decide(request, world, policy_), request, policy_, attachment, phase, bodiless=bodiless)
+    for _ in range(2):
+        kept = replies.reply(request, attachment, phase, bodiless=bodiless)
+        assert kept == fresh
+        assert kept.message(1, attachment, phase, 3) == fresh.message(1, attachment, phase, 3)
