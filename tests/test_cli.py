@@ -17,6 +17,21 @@ ENDPOINTS = """pools:
   - {name: b, address: "127.0.0.1:8002", labels: {llm-d.ai/engine-type: sglang}, models: [m]}
 """
 
+EXPLAINED = """\
+decision     restrict (owner-matched)
+asked for    sglang
+named by     engine
+model        m
+body read    yes
+owner        sglang
+endpoints    127.0.0.1:8002
+destination  127.0.0.1:8002
+steps        filter                            eligible before -> after
+             pool default/chat                 2 -> 2
+             owner sglang                      2 -> 1
+             model m                           1 -> 1
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -62,18 +77,7 @@ class TestExplain:
 
         assert run("explain", *arguments, text=text) == (
             0,
-            "decision     restrict (owner-matched)\n"
-            "asked for    sglang\n"
-            "named by     engine\n"
-            "model        m\n"
-            "body read    yes\n"
-            "owner        sglang\n"
-            "endpoints    127.0.0.1:8002\n"
-            "destination  127.0.0.1:8002\n"
-            "steps        filter                            eligible before -> after\n"
-            "             pool default/chat                 2 -> 2\n"
-            "             owner sglang                      2 -> 1\n"
-            "             model m                           1 -> 1\n",
+            EXPLAINED,
         )
 
     def test_json_is_one_object(self) -> None:

@@ -6,7 +6,7 @@ destination, is a few bytes behind it. Two serialised messages one after the oth
 says so, and the entries of a metadata struct add up.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final
@@ -63,6 +63,7 @@ class Reply(msgspec.Struct, frozen=True):
     owner: str = ""
     model: str = ""
     hinted: int = 0
+    known: bool = False
 
     @property
     def final(self) -> bool:
@@ -75,7 +76,7 @@ class Reply(msgspec.Struct, frozen=True):
             return self.prefix, ""
         value = ",".join(order(self.destinations, rotation, count))
         chosen = isinstance(self.decision, Restrict) and len(self.decision.endpoints)
-        build = _destination if len(self.model) <= _SHOWN else _destination.__wrapped__
+        build = _destination if self.known else _destination.__wrapped__
         return self.prefix + build(attachment, phase, value, self.owner, self.model, self.reason, chosen), value
 
 
@@ -86,12 +87,13 @@ class Replies:
         """Nothing is built yet."""
         self.snapshot = snapshot
         self.policy = policy
-        self._kept = lru_cache(maxsize=KEPT)(self._build)
+        self._kept = lru_cache(maxsize=KEPT)(self._build_known)
 
     def reply(self, request: InferenceRequest, attachment: Attachment, phase: Phase, *, bodiless: bool) -> Reply:
         """The reply to a request; `bodiless` says that it has no body at all."""
-        build: Callable[..., Reply] = self._kept if self._known(request) else self._build
-        return build(_essence(request) if build is self._kept else request, attachment, phase, bodiless)
+        if self._known(request):
+            return self._kept(_essence(request), attachment, phase, bodiless)
+        return self._build(request, attachment, phase, bodiless)
 
     def _known(self, request: InferenceRequest) -> bool:
         if request.malformed or request.truncated or request.method in ("GET", "HEAD"):
@@ -108,6 +110,15 @@ class Replies:
         decision = decide(request, self.snapshot, self.policy)
         return compose(decision, request, self.policy, attachment, phase, bodiless=bodiless)
 
+    def _build_known(
+        self,
+        request: InferenceRequest,
+        attachment: Attachment,
+        phase: Phase,
+        bodiless: bool,  # noqa: FBT001
+    ) -> Reply:
+        return msgspec.structs.replace(self._build(request, attachment, phase, bodiless), known=True)
+
 
 def compose(  # noqa: PLR0913 - what a reply depends on
     decision: Decision,
@@ -121,11 +132,11 @@ def compose(  # noqa: PLR0913 - what a reply depends on
     """How the attachment says the decision."""
     match decision:
         case Reject() as refusal:
-            return Reply(refusal, refusal.reason, _error(refusal))
+            return Reply(refusal, refusal.reason, _error(refusal, request))
         case Answer() as answer:
-            return Reply(answer, answer.reason, _model_list(answer))
+            return Reply(answer, answer.reason, _model_list(answer, request))
         case PassThrough(reason):
-            said = {"owner": "", "model": request.model[:_SHOWN], "reason": reason.value, "endpoints": 0}
+            said = _said("", request.model, reason, 0, "")
             return Reply(decision, reason, _message(phase, {names.NAMESPACE: said}))
         case Restrict():
             if attachment is Attachment.PICKER:
@@ -235,7 +246,7 @@ def unchanged(message: pb.ProcessingRequest) -> list[bytes]:
     return [reply.SerializeToString()]
 
 
-def _error(refusal: Reject) -> bytes:
+def _error(refusal: Reject, request: InferenceRequest) -> bytes:
     """The refusal as an OpenAI error."""
     error = {
         "message": refusal.message,
@@ -246,13 +257,13 @@ def _error(refusal: Reject) -> bytes:
     headers = [(names.REASON, refusal.reason.value)]
     if refusal.status == 503:  # noqa: PLR2004
         headers.append((names.RETRY_AFTER, "1"))
-    return _immediate(refusal.status, {"error": error}, refusal.reason, headers)
+    return _immediate(refusal.status, {"error": error}, refusal.reason, headers, request)
 
 
-def _model_list(answer: Answer) -> bytes:
+def _model_list(answer: Answer, request: InferenceRequest) -> bytes:
     entries = [_entry(entry) for entry in answer.models]
     document = entries[0] if answer.single else {"object": "list", "data": entries}
-    return _immediate(200, document, answer.reason, [])
+    return _immediate(200, document, answer.reason, [], request)
 
 
 def _entry(entry: ModelEntry) -> dict[str, object]:
@@ -264,8 +275,11 @@ def _entry(entry: ModelEntry) -> dict[str, object]:
     return found
 
 
-def _immediate(status: int, document: object, reason: Reason, headers: Sequence[tuple[str, str]]) -> bytes:
-    message = pb.ProcessingResponse(dynamic_metadata=_struct({names.NAMESPACE: {"reason": reason.value}}))
+def _immediate(
+    status: int, document: object, reason: Reason, headers: Sequence[tuple[str, str]], request: InferenceRequest
+) -> bytes:
+    said = _said("", request.model, reason, 0, "")
+    message = pb.ProcessingResponse(dynamic_metadata=_struct({names.NAMESPACE: said}))
     answer = message.immediate_response
     answer.status.code = pb.StatusCode.Name(status)  # type: ignore[assignment] # protobuf takes the name too
     answer.body = msgspec.json.encode(document)

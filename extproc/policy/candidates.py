@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
-from extproc.policy.config import PolicyConfig
+from extproc.policy.config import OWNER, PolicyConfig
 from extproc.policy.types import ANY, Endpoint, Model, ModelEntry, Pool, Snapshot
 
 
@@ -60,9 +60,8 @@ class Candidates:
 
     @cached_property
     def models_complete(self) -> bool:
-        """Whether something is ready and the models of all that is ready are known."""
-        ready = self.group(ANY, None).ready
-        return bool(ready) and all(self._models[id(e)] is not None for e in ready)
+        """Whether some models are known, and those of all that is ready."""
+        return self.any_listed and all(self._models[id(e)] is not None for e in self.group(ANY, None).ready)
 
     @cached_property
     def catalogue(self) -> tuple[ModelEntry, ...]:
@@ -106,7 +105,7 @@ def union(snapshot: Snapshot) -> tuple[Endpoint, ...]:
 def engine(endpoint: Endpoint, policy: PolicyConfig) -> str:
     """Who serves the endpoint: its first engine label, normalised; without one `unlabeledAs` ("" if nobody knows)."""
     for key in policy.match.owned_by_labels:
-        if label := policy.normal(endpoint.labels.get(key, "")):
+        if OWNER.fullmatch(label := policy.normal(endpoint.labels.get(key, ""))):
             return label
     return policy.normal(policy.match.unlabeled_as)
 

@@ -46,7 +46,7 @@ def decide(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfig) 
         return _free(request, Reason.PATH_NOT_INTERPRETED, everything, steps)
     if request.malformed:
         return reject(Reason.OWNER_MALFORMED, request.malformed.message, request.malformed.param, tuple(steps))
-    if request.method in ("GET", "HEAD") and (listing := _models(request, found, policy, steps)) is not None:
+    if _lists_models(request) and (listing := _models(request, found, policy, steps)) is not None:
         return listing
     if (refused := _truncated(request, found, policy, steps)) is not None:
         return refused
@@ -62,8 +62,13 @@ def asks_body(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfi
     pool = _pool(request, snapshot, [])
     if isinstance(pool, Reject | PassThrough) or request.malformed or not request.interpreted:
         return False
-    if not request.owners and policy.sources.body:
-        return True
+    if _lists_models(request):
+        return False
+    if not request.owners:
+        if policy.sources.body:
+            return True
+        if isinstance(policy.when_absent, Refuse):
+            return False
     found = candidates(snapshot, policy, pool, decoding=request.scope.destination)
     return not request.fixed_model and not request.header_model and _model_matters(found, policy)
 
@@ -101,7 +106,7 @@ def _truncated(
     if not request.truncated or isinstance(policy.when_truncated, Pass) or not (unseen_owner or unseen_model):
         return None
     message = "the body is too large to find who shall serve it: name it in a header or in the query"
-    return reject(Reason.BODY_TRUNCATED, message, "" if request.owners else policy.sources.body[0], tuple(steps))
+    return reject(Reason.BODY_TRUNCATED, message, policy.sources.body[0] if unseen_owner else "model", tuple(steps))
 
 
 def _route(request: InferenceRequest, found: Candidates, policy: PolicyConfig, steps: list[Step]) -> Decision:
@@ -153,6 +158,8 @@ def _unknown(request: InferenceRequest, found: Candidates, policy: PolicyConfig,
             if isinstance(decision, Restrict | PassThrough):
                 return msgspec.structs.replace(decision, reason=Reason.MODEL_UNKNOWN)
             return decision
+    if ANY in request.owners:
+        return _free(request, Reason.MODEL_UNKNOWN if request.model else Reason.OWNER_ANY, everything, steps)
     if isinstance(policy.when_unknown, Refuse):
         message = f"no endpoint is {_wanted(request)}"
         return reject(Reason.OWNER_NOT_FOUND, message, request.param, tuple(steps))
@@ -200,15 +207,18 @@ def _wanted(request: InferenceRequest) -> str:
     return " with ".join(part for part in (who, model) if part) or "the pool"
 
 
+def _lists_models(request: InferenceRequest) -> bool:
+    """Whether it asks for `/v1/models` or one of them."""
+    return request.method in ("GET", "HEAD") and (request.path + "/").startswith(_MODELS + "/")
+
+
 def _models(
     request: InferenceRequest, found: Candidates, policy: PolicyConfig, steps: list[Step]
 ) -> Answer | Reject | None:
-    """`/v1/models` and `/v1/models/{id}`; None where it is neither, or where no list is known: an engine then answers."""
-    path = request.path.rstrip("/")
-    if path != _MODELS and not path.startswith(_MODELS + "/"):
-        return None
+    """The answer to `/v1/models` and `/v1/models/{id}`; None where no list is known: an engine then answers."""
     if not found.any_listed:
         return None
+    path = request.path.rstrip("/")
     entries = found.catalogue
     if request.owners and ANY not in request.owners:
         if any(found.knows(owner) for owner in request.owners) or isinstance(policy.when_unknown, Pass):

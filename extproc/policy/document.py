@@ -14,6 +14,10 @@ T = TypeVar("T")
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
+_TEXT = "tag:yaml.org,2002:str"
+_MERGE = "tag:yaml.org,2002:merge"
+_MAX_DEPTH = 64
+"""No document of ours is nested deeper, and PyYAML's C code ends the process on one that is very deep."""
 _UNKNOWN = re.compile(r"unknown field `([^`]+)`")
 
 
@@ -30,12 +34,13 @@ class Document:
         Raises DocumentError when it is not YAML, is empty, repeats a key, or holds more than one document.
         """
         try:
+            _refuse_depth(text)
             loader = _Loader(text)
             try:
                 self.root: yaml.Node | None = loader.get_single_node()
                 if self.root is None:
                     raise DocumentError("the document is empty")
-                self._refuse_repeated_keys(self.root)
+                self._check_keys(self.root)
                 self.value: Any = loader.construct_document(self.root)
             finally:
                 loader.dispose()
@@ -78,8 +83,8 @@ class Document:
                 break
         return line + 1
 
-    def _refuse_repeated_keys(self, root: yaml.Node) -> None:
-        """YAML forbids a key twice, PyYAML takes the last one: a rule that is silently lost is worse than an error."""
+    def _check_keys(self, root: yaml.Node) -> None:
+        """Every key is a text and stands once: PyYAML would take the last one and lose a rule in silence."""
         todo, seen = [root], set[int]()
         while todo:
             node = todo.pop()
@@ -91,11 +96,28 @@ class Document:
             elif isinstance(node, yaml.MappingNode):
                 keys = set[str]()
                 for key, value in node.value:
-                    if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                        if key.value in keys:
-                            raise DocumentError(f"line {key.start_mark.line + 1}: the key `{key.value}` stands twice")
-                        keys.add(key.value)
+                    line = key.start_mark.line + 1
+                    if key.tag == _MERGE:
+                        continue
+                    if key.tag != _TEXT:
+                        shown = key.value if isinstance(key, yaml.ScalarNode) else "?"
+                        raise DocumentError(f"line {line}: the key `{shown}` is not a text")
+                    if key.value in keys:
+                        raise DocumentError(f"line {line}: the key `{key.value}` stands twice")
+                    keys.add(key.value)
                     todo.append(value)
+
+
+def _refuse_depth(text: bytes) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise DocumentError(f"line {line}: nested deeper than {_MAX_DEPTH} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _yaml_message(error: Exception) -> str:

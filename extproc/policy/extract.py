@@ -26,7 +26,7 @@ REWRITE_HEADER = "x-llm-d-model-name-rewrite"
 
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _BOM = b"\xef\xbb\xbf"
-_JSON_TYPE = re.compile(r"application/(?:[a-z0-9!#$&^_.+-]+\+)?json", re.IGNORECASE)
+_JSON_TYPE = re.compile(r"application/(?:[a-z0-9!#$&^_.+-]+\+)?json")
 
 Headers = Mapping[str, Sequence[str]]
 """Each header's values, a line each, under its lower-case name."""
@@ -105,8 +105,8 @@ def readable_body(headers: Headers, *, end_of_stream: bool) -> bool:
     encodings = {value.strip().lower() for line in headers.get("content-encoding", ()) for value in line.split(",")}
     if encodings - {"", "identity"}:
         return False
-    kind = headers.get("content-type", ("",))[0].partition(";")[0].strip()
-    return _JSON_TYPE.fullmatch(kind) is not None
+    kind = headers.get("content-type", ("",))[0].partition(";")[0].strip().lower()
+    return _JSON_TYPE.fullmatch(kind) is not None and not kind.startswith("application/grpc")
 
 
 @lru_cache(maxsize=8)
@@ -179,7 +179,8 @@ def _body_owners(value: object, name: str, policy: PolicyConfig) -> tuple[str, .
 def _owners(entries: Sequence[str], name: str, policy: PolicyConfig) -> tuple[str, ...]:
     """An order of preference, normalised, each owner once; empty entries are skipped as in any header list."""
     owners: dict[str, None] = {}
-    entries = [entry for entry in map(policy.normal, entries) if entry]
+    # Lower case turns some letters beyond ASCII into ASCII ones: they are sorted out before it.
+    entries = [policy.normal(entry) if entry.isascii() else entry for entry in entries if entry.strip()]
     if len(entries) > MAX_OWNERS:
         raise _MalformedError(Malformed(name, f"`{name}` names more than {MAX_OWNERS} owners"))
     for entry in entries:
@@ -235,6 +236,10 @@ def _read_prefix(body: bytes) -> Mapping[str, object]:
         return {}
     if not isinstance(value, dict):
         return {}
-    # The prefix may end inside the last field: a string cut short is dropped by jiter, a list cut short is not.
-    last = next(reversed(value), None)
-    return {name: field for name, field in value.items() if name != last or isinstance(field, str)}
+    # The prefix may end inside the last field: a string cut short is dropped by jiter, a list cut short is not. With
+    # such strings kept, the last field is the one in which the prefix really ends.
+    if isinstance(value[last := next(reversed(value), "")] if value else "", list):
+        kept = jiter.from_json(body.removeprefix(_BOM), partial_mode="trailing-strings", cache_mode="none")
+        if next(reversed(kept)) == last:
+            del value[last]
+    return value

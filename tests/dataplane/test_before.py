@@ -112,7 +112,9 @@ class TestWithoutBody:
         assert answer.json() == {"object": "list", "data": entries}
 
     async def test_one_model_is_found_with_an_escaped_slash(self, gateway: Gateway) -> None:
-        answer = await exchange(gateway.port, head(f"/v1/models/{LLAMA.replace('/', '%2F')}?owned_by=vllm", method="GET"))
+        answer = await exchange(
+            gateway.port, head(f"/v1/models/{LLAMA.replace('/', '%2F')}?owned_by=vllm", method="GET")
+        )
 
         assert (answer.status, answer.json()["id"], answer.json()["owned_by"]) == (200, LLAMA, "vllm")
 
@@ -129,7 +131,12 @@ class TestWithoutBody:
         assert {a.headers["x-served-by"] for a in answers} == {"llama-sglang", "qwen-sglang"}
 
     async def test_an_upgrade_is_not_held_for_a_body(self, gateway: Gateway) -> None:
-        lines = ["connection: upgrade", "upgrade: websocket", "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==", "x-owned-by: vllm"]
+        lines = [
+            "connection: upgrade",
+            "upgrade: websocket",
+            "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==",
+            "x-owned-by: vllm",
+        ]
         answer = await asyncio.wait_for(exchange(gateway.port, head("/v1/realtime", *lines, method="GET")), 20)
 
         assert answer.status < 500
@@ -186,7 +193,9 @@ class TestHeaders:
         seen = set(answer.headers["x-seen-headers"].split(","))
 
         assert answer.headers["x-served-by"] == "llama-vllm"
-        assert seen & {line.partition(":")[0] for line in spoofed} == {"x-gateway-destination-endpoint"}  # the picker's own
+        assert seen & {line.partition(":")[0] for line in spoofed} == {
+            "x-gateway-destination-endpoint"
+        }  # the picker's own
 
     async def test_success_shows_no_header_of_ours(self, gateway: Gateway) -> None:
         answer = await exchange(gateway.port, post(CHAT, body(), "x-owned-by: vllm"))
@@ -198,11 +207,11 @@ class TestHeaders:
         port = next(one.port for one in gateway.engines.endpoints if one.name == "llama-sglang")
         await exchange(gateway.port, post(CHAT, body(), "x-owned-by: sglang"))
         wanted = [
-            r"404 owned_by_owner_not_found owner-not-found - -",
+            r"404 owned_by_owner_not_found owner-not-found  -",
             rf"200 via_upstream owner-matched sglang 127\.0\.0\.1:{port}",
         ]
         async with asyncio.timeout(30):
-            while not all(re.search(line, gateway.access_log.read_text()) for line in wanted):
+            while not all(re.search(line, gateway.access_log.read_text()) for line in wanted):  # noqa: ASYNC110 - Envoy writes it
                 await asyncio.sleep(0.05)
 
 

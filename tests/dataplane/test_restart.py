@@ -41,7 +41,7 @@ class Load:
         """Until `more` further answers of a kind have come."""
         target = self.seen[wanted] + more
         async with asyncio.timeout(60):
-            while self.seen[wanted] < target:
+            while self.seen[wanted] < target:  # noqa: ASYNC110 - other processes answer
                 await asyncio.sleep(0.01)
 
     async def _one(self) -> None:

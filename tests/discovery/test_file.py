@@ -75,7 +75,7 @@ def test_a_mistake_is_named_with_its_line(text: bytes, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1:80", "[127.0.0.1]:80", "host:80"])
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not ip:port|has no port"):
+    with pytest.raises(ValueError, match=r"is not ip:port|has no port"):
         parse_address(text)
 
 
@@ -124,5 +124,5 @@ class TestWatchedFile:
         )
 
     def test_a_missing_file_is_a_clear_error(self, tmp_path: Path) -> None:
-        with pytest.raises(DocumentError, match="cannot be read: No such file or directory"):
+        with pytest.raises(DocumentError, match="No such file or directory"):
             WatchedFile(tmp_path / "none", lambda _: None).load()

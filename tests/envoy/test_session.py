@@ -476,7 +476,6 @@ WRONG: dict[str, list[pb.ProcessingRequest]] = {
     "headers twice": [headers(), headers()],
     "headers twice, held": [headers(mode=DUPLEX), headers()],
     "trailers instead of the body": [headers(), trailers()],
-    "an answer while the body is awaited": [headers(), answer_headers()],
     "after the end": [headers(SGLANG), body(b"{}")],
     "headers after the end": [headers(SGLANG), headers(SGLANG)],
     "an answer after the end": [headers(SGLANG), answer_headers()],

@@ -78,7 +78,7 @@ FACTS = {
     "the same list": ((V1, endpoint(4, "sglang", ("a",))), False, {"a"}, True, True),
     "known and unknown": ((V1, S1), True, {"a"}, True, False),
     "unknown only": ((S1,), False, set(), False, False),
-    "the unready count": ((V2,), False, {"b"}, True, False),
+    "the unready count": ((V2,), False, {"b"}, True, True),
     "nothing": ((), False, set(), False, False),
 }
 

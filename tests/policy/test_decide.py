@@ -258,7 +258,7 @@ TRUNCATED: dict[str, tuple[Snapshot, str, tuple[str, ...], str, tuple[Any, ...]]
     "passes, no owner": (WORLD, "", (), "", ("pass", "owner-absent")),
     "passes, an owner": (WORLD, "", ("sglang",), "", ("pod-3", "owner-matched", "sglang")),
     "refused, no owner": (WORLD, REJECT_CUT, (), LLAMA, (413, "body-truncated", "owned_by")),
-    "refused, no model": (WORLD, REJECT_CUT, ("sglang",), "", (413, "body-truncated", "")),
+    "refused, no model": (WORLD, REJECT_CUT, ("sglang",), "", (413, "body-truncated", "model")),
     "refused, both seen": (WORLD, REJECT_CUT, ("sglang",), LLAMA, ("pod-3", "owner-matched", "sglang")),
     "refused, the model is of no matter": (
         snapshot(endpoint(6, "sglang", None)),

@@ -195,5 +195,5 @@ def test_a_kept_reply_equals_a_fresh_one(  # noqa: PLR0917 - what a reply depend
     fresh = compose(decide(request, world, policy_), request, policy_, attachment, phase, bodiless=bodiless)
     for _ in range(2):
         kept = replies.reply(request, attachment, phase, bodiless=bodiless)
-        assert kept == fresh
+        assert msgspec.structs.replace(kept, known=False) == fresh
         assert kept.message(1, attachment, phase, 3) == fresh.message(1, attachment, phase, 3)
