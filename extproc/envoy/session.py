@@ -5,7 +5,7 @@
     HEAD --decided--------------------> DONE           HEAD --decided--> ECHO --end--> DONE
     HEAD --asks for the body--> BODY -> DONE           HEAD --undecided-> HOLD --decided--> ECHO
 
-A response that is sent to us although we ask for none is handed back from any state.
+A response that is sent to us is handed back as it comes, from any state.
 
 Snapshot and policy are taken when the decision is made, not when the stream begins. The session never waits: the server
 tells it when its deadline has passed.
@@ -143,7 +143,7 @@ class Session:
                 return self._hold(message)
             case _State.HOLD, "request_trailers":
                 replies = self._release(message, end=False)
-                return replies if self.done else [*replies, *self._sent([TRAILERS])]
+                return replies if self._state is not _State.ECHO else [*replies, *self._sent([TRAILERS])]
             case _State.ECHO, "request_body":
                 frames = body_frames(message.request_body.body, end=message.request_body.end_of_stream)
                 return self._sent(frames) if message.request_body.end_of_stream else frames
@@ -165,6 +165,8 @@ class Session:
         headers = self._headers(message.request_headers, header_names(world.policy))
         self._bodiless = message.request_headers.end_of_stream
         self._duplex = mode == _DUPLEX
+        # Ending early would lose the body of an answer that Envoy has begun to send us: an engine can be that fast.
+        self._answering = message.protocol_config.response_body_mode == _DUPLEX
         self._request = request = from_head(headers, self._scope(message), world.policy)
         if readable_body(headers, end_of_stream=self._bodiless) and asks_body(request, world.snapshot, world.policy):
             self._state = _State.HOLD if self._duplex else _State.BODY
@@ -197,7 +199,7 @@ class Session:
         request = msgspec.structs.replace(self._request, scope=scope)
         request = from_body(request, held, self._world().policy, ended=True)
         replies = self._decided(request, Phase.HEADERS)
-        if self._state is _State.DONE:
+        if self._state is not _State.ECHO:
             return replies
         frames = body_frames(held, end=end) if held or end else []
         return [*replies, *(self._sent(frames) if end else frames)]
@@ -224,15 +226,16 @@ class Session:
             request, reply, destination, self._binding.attachment, self._request_id, asked, len(self._held)
         )
         echoes = self._duplex and not self._bodiless and not reply.final
-        self._state = _State.ECHO if echoes else _State.DONE
+        after = _State.RESPONSE if self._answering and not reply.final else _State.DONE
+        self._state = _State.ECHO if echoes else after
         return [text]
 
     def _response(self, message: pb.ProcessingRequest, kind: str) -> list[bytes]:
         """The response goes on as it came.
 
-        It comes here where the filter's mode is to send it: when a filter before us answered by itself (facts/envoy.md 5,
-        "ImmediateResponse and the next filter"), or when an answer begins before the request has ended. Refusing it would
-        turn it into an empty 500, and ending early would cut its body.
+        It comes here where the filter's mode is to send it, also when a filter before us answered by itself
+        (facts/envoy.md 5, "ImmediateResponse and the next filter") or an engine answers before the request has ended.
+        Refusing it would turn it into an empty 500, and ending early would cut its body.
         """
         if kind == "response_headers":
             self._answering = True
@@ -248,7 +251,7 @@ class Session:
         return unchanged(message)
 
     def _sent(self, replies: list[bytes]) -> list[bytes]:
-        """The request has left us whole: the stream may end, unless the answer is already on its way through it."""
+        """The request has left us whole: the stream may end, unless the answer comes through it."""
         self._state = _State.RESPONSE if self._answering else _State.DONE
         return replies
 

@@ -419,6 +419,37 @@ def answer_headers(*, duplex: bool = True, ends: bool = False) -> pb.ProcessingR
     return message
 
 
+@pytest.mark.parametrize("bodiless", [False, True], ids=["with a body", "without a body"])
+def test_a_stream_that_is_to_carry_the_answer_ends_with_it(bodiless: bool) -> None:  # noqa: FBT001 - a column
+    found = session(PICKER)
+    first = headers(mode=DUPLEX, ends=bodiless, method="GET" if bodiless else "POST")
+    first.protocol_config.response_body_mode = DUPLEX
+    found.receive(first)
+    if not bodiless:
+        found.receive(body({"model": "m"}))
+    states = [found.done]
+    early = answer_headers()
+    early.ClearField("protocol_config")
+    replies = []
+    for message in (early, answer_body(b"data: one", ends=False), answer_body(b"", ends=True)):
+        replies += [pb.ProcessingResponse.FromString(text) for text in found.receive(message)]
+        states.append(found.done)
+    streamed = [r.response_body.response.body_mutation.streamed_response for r in replies[1:]]
+
+    assert states == [False, False, False, True]
+    assert replies[0] == pb.ProcessingResponse(response_headers=pb.HeadersResponse())
+    assert [(frame.body, frame.end_of_stream) for frame in streamed] == [(b"data: one", False), (b"", True)]
+
+
+def test_an_answer_that_begins_before_the_request_has_ended_goes_on() -> None:
+    found = session(PICKER)
+    found.receive(headers(("x-owned-by", "sglang"), ("x-gateway-model-name", "m"), mode=DUPLEX))
+    early = answer_headers()
+    replies = [pb.ProcessingResponse.FromString(text) for text in found.receive(early)]
+
+    assert (replies, found.done) == ([pb.ProcessingResponse(response_headers=pb.HeadersResponse())], False)
+
+
 def answer_body(data: bytes, *, ends: bool) -> pb.ProcessingRequest:
     return pb.ProcessingRequest(response_body=pb.HttpBody(body=data, end_of_stream=ends))
 
