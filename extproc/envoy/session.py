@@ -125,6 +125,10 @@ class Session:
         return self._state is _State.DONE
 
     @property
+    def _echoing(self) -> bool:
+        return self._state is _State.ECHO
+
+    @property
     def deadline(self) -> float | None:
         """How many seconds the rest of the body may take while Envoy's own timer does not run; None if it does."""
         return self._world().policy.body.timeout if self._state is _State.HOLD else None
@@ -143,7 +147,7 @@ class Session:
                 return self._hold(message)
             case _State.HOLD, "request_trailers":
                 replies = self._release(message, end=False)
-                return replies if self._state is not _State.ECHO else [*replies, *self._sent([TRAILERS])]
+                return [*replies, *self._sent([TRAILERS])] if self._echoing else replies
             case _State.ECHO, "request_body":
                 frames = body_frames(message.request_body.body, end=message.request_body.end_of_stream)
                 return self._sent(frames) if message.request_body.end_of_stream else frames
@@ -199,7 +203,7 @@ class Session:
         request = msgspec.structs.replace(self._request, scope=scope)
         request = from_body(request, held, self._world().policy, ended=True)
         replies = self._decided(request, Phase.HEADERS)
-        if self._state is not _State.ECHO:
+        if not self._echoing:
             return replies
         frames = body_frames(held, end=end) if held or end else []
         return [*replies, *(self._sent(frames) if end else frames)]
