@@ -2,6 +2,7 @@
 """The composition root: the only file that knows every room."""
 
 import asyncio
+import gc
 import time
 from collections import Counter as Tally
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from extproc import __version__
 from extproc.discovery.file import WatchedFile, parse_endpoints
 from extproc.discovery.snapshot import SnapshotStore
 from extproc.envoy.session import Binding
-from extproc.observability.logs import decision_log, make_logger
+from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import PolicyConfig, default_policy, parse_policy
 from extproc.policy.document import DocumentError
@@ -68,6 +69,8 @@ class App:
         """Serve until a signal."""
         settings = self._settings
         health = Health(COMPONENTS)
+        defer = asyncio.get_running_loop().call_later
+        decisions = DecisionLog(self._logger, settings.log_format, settings.log_level, defer)
         for component in ("policy", "endpoints"):
             await health.set(component, well=True)
         processor = ExternalProcessor(
@@ -75,7 +78,7 @@ class App:
             self._store.current,
             self._policy.current,
             self._logger,
-            decision_log(self._logger, settings.log_format, settings.log_level),
+            decisions,
             self._metrics,
         )
         admin = admin_app(lambda: health.ready, self._pages(health, processor), settings.admin_address)
@@ -96,9 +99,13 @@ class App:
             drain_timeout=settings.drain_timeout,
         )
         watchers = [asyncio.create_task(source.watch(self._loaded)) for source in self._sources.values()]
+        # What is there now stays: the collector need not look at it again with every few hundred requests.
+        gc.collect()
+        gc.freeze()
         try:
             await lifecycle.run()
         finally:
+            decisions.flush()
             for watcher in watchers:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)

@@ -6,7 +6,7 @@ destination, is a few bytes behind it. Two serialised messages one after the oth
 says so, and the entries of a metadata struct add up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final
@@ -87,15 +87,23 @@ class Replies:
         """Nothing is built yet."""
         self.snapshot = snapshot
         self.policy = policy
+        self.heads: dict[Hashable, tuple[InferenceRequest, Reply | None]] = {}
         self._kept = lru_cache(maxsize=KEPT)(self._build_known)
+
+    def keep_head(self, key: Hashable, settled: tuple[InferenceRequest, Reply | None]) -> None:
+        """Remember what headers of known names come to; all is forgotten when there is too much of it."""
+        if len(self.heads) >= KEPT:
+            self.heads.clear()
+        self.heads[key] = settled
 
     def reply(self, request: InferenceRequest, attachment: Attachment, phase: Phase, *, bodiless: bool) -> Reply:
         """The reply to a request; `bodiless` says that it has no body at all."""
-        if self._known(request):
+        if self.knows(request):
             return self._kept(_essence(request), attachment, phase, bodiless)
         return self._build(request, attachment, phase, bodiless)
 
-    def _known(self, request: InferenceRequest) -> bool:
+    def knows(self, request: InferenceRequest) -> bool:
+        """Whether all that the request names is known, so that few requests can differ from it."""
         if request.malformed or request.truncated or request.method in ("GET", "HEAD"):
             return False
         pool = request.scope.pool or (self.snapshot.pools[0] if len(self.snapshot.pools) == 1 else None)

@@ -11,7 +11,7 @@ Snapshot and policy are taken when the decision is made, not when the stream beg
 tells it when its deadline has passed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from functools import lru_cache
 
@@ -36,10 +36,17 @@ from extproc.policy.extract import from_body, from_head, header_names, readable_
 from extproc.policy.types import InferenceRequest, Pool, Reason, Scope, SubsetHint, reject
 
 _DUPLEX = int(pb.ProcessingMode.FULL_DUPLEX_STREAMED)
+_METADATA = (names.ATTACHMENT, names.POOL, names.BODY)
 _RESPONSE = ("response_headers", "response_body", "response_trailers")
 _READABLE = {
     int(mode) for mode in (pb.ProcessingMode.NONE, pb.ProcessingMode.BUFFERED, pb.ProcessingMode.BUFFERED_PARTIAL)
 }
+
+
+_SHORT = 512
+"""Requests whose headers (those that are read) are longer than this are not remembered, in bytes."""
+
+Fields = tuple[tuple[str, bytes], ...]
 
 
 class ProtocolError(Exception):
@@ -53,13 +60,16 @@ class Binding(msgspec.Struct, frozen=True):
     pool: Pool | None = None
     union: bool = False
 
-    def with_metadata(self, metadata: Mapping[str, str]) -> "Binding":
+    def with_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> "Binding":
         """This binding as the stream's gRPC initial metadata changes it. Raises ProtocolError for an unknown value."""
-        return _bind(self, metadata.get(names.ATTACHMENT), metadata.get(names.POOL), metadata.get(names.BODY))
+        said = tuple(pair for pair in metadata if pair[0] in _METADATA)
+        return _bind(self, said) if said else self
 
 
 @lru_cache(maxsize=256)
-def _bind(default: Binding, attachment: str | None, pool: str | None, body: str | None) -> Binding:
+def _bind(default: Binding, said: tuple[tuple[str, str | bytes], ...]) -> Binding:
+    given = {name: value if isinstance(value, str) else value.decode("latin-1") for name, value in said}
+    attachment, pool, body = (given.get(name) for name in _METADATA)
     if body not in (None, "partial"):
         raise ProtocolError(f"{names.BODY}: only `partial` is supported yet")
     try:
@@ -166,16 +176,33 @@ class Session:
         if mode not in _READABLE and mode != _DUPLEX:
             raise ProtocolError("request_body_mode must be NONE or FULL_DUPLEX_STREAMED")
         world = self._world()
-        headers = self._headers(message.request_headers, header_names(world.policy))
-        self._bodiless = message.request_headers.end_of_stream
         self._duplex = mode == _DUPLEX
+        self._bodiless = message.request_headers.end_of_stream
         # Ending early would lose the body of an answer that Envoy has begun to send us: an engine can be that fast.
         self._answering = message.protocol_config.response_body_mode == _DUPLEX
-        self._request = request = from_head(headers, self._scope(message), world.policy)
-        if readable_body(headers, end_of_stream=self._bodiless) and asks_body(request, world.snapshot, world.policy):
-            self._state = _State.HOLD if self._duplex else _State.BODY
-            return [] if self._duplex else [ASK_BODY]
-        return self._decided(request, Phase.HEADERS)
+        fields = self._fields(message.request_headers, header_names(world.policy))
+        self._request, reply = self._settle(fields, self._scope(message), world)
+        if reply is not None:
+            return self._say(self._request, reply, Phase.HEADERS, world)
+        self._state = _State.HOLD if self._duplex else _State.BODY
+        return [] if self._duplex else [ASK_BODY]
+
+    def _settle(self, fields: Fields, scope: Scope, world: Replies) -> tuple[InferenceRequest, Reply | None]:
+        """What the headers ask for and the reply to it, None if the body is to be read first; kept for known names."""
+        key = (self._binding.attachment, scope, self._bodiless, fields)
+        if (kept := world.heads.get(key)) is not None:
+            return kept
+        headers: dict[str, list[str]] = {}
+        for name, value in fields:
+            headers.setdefault(name, []).append(value.decode("latin-1"))
+        request = from_head(headers, scope, world.policy)
+        reply = None
+        readable = readable_body(headers, end_of_stream=self._bodiless)
+        if not readable or not asks_body(request, world.snapshot, world.policy):
+            reply = world.reply(request, self._binding.attachment, Phase.HEADERS, bodiless=self._bodiless)
+        if world.knows(request) and sum(len(value) for _, value in fields) <= _SHORT:
+            world.keep_head(key, (request, reply))
+        return request, reply
 
     def _body(self, message: pb.ProcessingRequest) -> list[bytes]:
         assert self._request is not None
@@ -259,15 +286,16 @@ class Session:
         self._state = _State.RESPONSE if self._answering else _State.DONE
         return replies
 
-    def _headers(self, received: pb.HttpHeaders, wanted: frozenset[str]) -> dict[str, list[str]]:
-        headers: dict[str, list[str]] = {}
+    def _fields(self, received: pb.HttpHeaders, wanted: frozenset[str]) -> Fields:
+        """The headers that are read, in their order, each value as Envoy sends it: raw, or as text before 1.27."""
+        fields = []
         for header in received.headers.headers:
             name = header.key
             if name in wanted:
-                headers.setdefault(name, []).append((header.raw_value or header.value.encode()).decode("latin-1"))
+                fields.append((name, header.raw_value or header.value.encode()))
             elif name == names.REQUEST_ID:
                 self._request_id = (header.raw_value or header.value.encode()).decode("latin-1")
-        return headers
+        return tuple(fields)
 
     def _scope(self, message: pb.ProcessingRequest) -> Scope:
         binding = self._binding

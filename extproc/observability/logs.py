@@ -17,6 +17,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
 Logger = FilteringBoundLogger
+Defer = Callable[[float, Callable[[], None]], object]
 
 
 class DecisionLine(msgspec.Struct, kw_only=True):
@@ -38,32 +39,46 @@ class DecisionLine(msgspec.Struct, kw_only=True):
     microseconds: int
 
 
-def decision_log(
-    logger: Logger, form: str, level: str, stream: BinaryIO | None = None
-) -> Callable[[DecisionLine], None]:
-    """What writes a DecisionLine.
+class DecisionLog:
+    """Writes DecisionLines.
 
-    The one line that every request writes: as JSON it is encoded as a struct, since the chain of processors costs as much
-    as the decision (`make bench` holds the budget); on a console it takes the way of all lines.
+    The one line that every request writes: as JSON it is encoded as a struct and lines are written together, since a chain
+    of processors and a system call each cost as much as the decision (`make bench` holds the budget). On a console it takes
+    the way of all lines.
     """
-    if logging.getLevelNamesMapping()[level.upper()] > logging.INFO:
-        return lambda _: None
-    if form != "json":
-        return lambda line: logger.info(
-            line.msg, **{k: v for k, v in msgspec.to_builtins(line).items() if k not in _OWN}
-        )
-    write, encode = (stream or sys.stderr.buffer).write, msgspec.json.Encoder().encode
-    flush = (stream or sys.stderr.buffer).flush
 
-    def log(line: DecisionLine) -> None:
+    def __init__(self, logger: Logger, form: str, level: str, defer: Defer, stream: BinaryIO | None = None) -> None:
+        """`defer(seconds, callback)` is the loop's; a line is held for at most a hundredth of a second."""
+        self._logger = logger
+        self._json = form == "json"
+        self._silent = logging.getLevelNamesMapping()[level.upper()] > logging.INFO
+        self._sink = stream or sys.stderr.buffer
+        self._encode = msgspec.json.Encoder().encode
+        self._defer = defer
+        self._lines: list[bytes] = []
+
+    def __call__(self, line: DecisionLine) -> None:
+        """Write the line, now or soon."""
+        if self._silent:
+            return
+        if not self._json:
+            fields = {name: value for name, value in msgspec.to_builtins(line).items() if name not in _OWN}
+            self._logger.info(line.msg, **fields)
+            return
         now = time.time()
         line.ts = f"{_second(int(now))}.{int(now % 1 * 1e6):06d}Z"
-        write(encode(line) + b"\n")
-        flush()
+        self._lines.append(self._encode(line) + b"\n")
+        if len(self._lines) == 1:
+            self._defer(_HELD, self.flush)
 
-    return log
+    def flush(self) -> None:
+        """Write what is held."""
+        self._sink.write(b"".join(self._lines))
+        self._lines.clear()
+        self._sink.flush()
 
 
+_HELD = 0.01
 _OWN = ("ts", "level", "msg")
 
 

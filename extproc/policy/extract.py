@@ -198,20 +198,20 @@ def _owners(entries: Sequence[str], name: str, policy: PolicyConfig) -> tuple[st
 
 
 @lru_cache(maxsize=8)
-def _decoder(policy: PolicyConfig) -> Callable[[bytes], msgspec.Struct]:
+def _decoder(policy: PolicyConfig) -> Callable[[bytes], dict[str, object]]:
     """A decoder that builds only the fields that are read and skips the rest, however large."""
     names = dict.fromkeys([*policy.sources.body, "model"])
     fields: list[tuple[str, Any, Any]] = [(f"field_{number}", Any, None) for number, _ in enumerate(names)]
     rename = {field[0]: name for field, name in zip(fields, names, strict=True)}
-    kind = msgspec.defstruct("RequestBody", fields, rename=rename)
-    return msgspec.json.Decoder(kind).decode
+    decode = msgspec.json.Decoder(msgspec.defstruct("RequestBody", fields, rename=rename)).decode
+    return lambda body: {name: getattr(found, key) for found in (decode(body),) for key, name in rename.items()}
 
 
 def _read_whole(body: bytes, policy: PolicyConfig) -> tuple[Mapping[str, object], bool]:
     """The fields of a JSON object, and whether the body is JSON to its end."""
     body = body.removeprefix(_BOM)
     try:
-        return _fields(_decoder(policy)(body)), True
+        return _decoder(policy)(body), True
     except (msgspec.MsgspecError, ValueError, RecursionError):
         pass
     # What the engines' own parser takes and msgspec does not: NaN, an infinite number, a body that is no object.
@@ -220,10 +220,6 @@ def _read_whole(body: bytes, policy: PolicyConfig) -> tuple[Mapping[str, object]
     except (ValueError, RecursionError):
         return {}, False
     return value if isinstance(value, dict) else {}, True
-
-
-def _fields(body: msgspec.Struct) -> dict[str, object]:
-    return {info.encode_name: getattr(body, info.name) for info in msgspec.structs.fields(body)}
 
 
 def _read_prefix(body: bytes) -> Mapping[str, object]:

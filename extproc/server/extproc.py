@@ -89,8 +89,7 @@ class ExternalProcessor:
             self.open_streams -= 1
 
     async def _process(self, context: Context) -> None:
-        metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        session = Session(self._binding.with_metadata(metadata), self.world, self._rotation)
+        session = Session(self._binding.with_metadata(context.invocation_metadata() or ()), self.world, self._rotation)
         spent = 0.0
         told = False
         while not session.done:

@@ -536,7 +536,7 @@ METADATA: dict[str, tuple[dict[str, str], Binding]] = {
 
 @pytest.mark.parametrize(("metadata", "expected"), METADATA.values(), ids=METADATA)
 def test_the_streams_metadata_says_what_it_is(metadata: dict[str, str], expected: Binding) -> None:
-    assert Binding(BEFORE, CHAT, union=True).with_metadata(metadata) == expected
+    assert Binding(BEFORE, CHAT, union=True).with_metadata(tuple(metadata.items())) == expected
 
 
 BAD_METADATA = {
@@ -557,7 +557,7 @@ BAD_METADATA = {
 @pytest.mark.parametrize(("metadata", "message"), BAD_METADATA.values(), ids=BAD_METADATA)
 def test_metadata_that_cannot_be_read_is_refused(metadata: dict[str, str], message: str) -> None:
     with pytest.raises(ProtocolError) as caught:
-        Binding().with_metadata(metadata)
+        Binding().with_metadata(tuple(metadata.items()))
     assert str(caught.value) == message
 
 

@@ -3,11 +3,12 @@
 
 import io
 import re
+from collections.abc import Callable
 
 import msgspec
 import pytest
 
-from extproc.observability.logs import DecisionLine, decision_log, make_logger
+from extproc.observability.logs import DecisionLine, DecisionLog, make_logger
 
 LINE = {
     "request_id": "r-1",
@@ -23,6 +24,10 @@ LINE = {
 }
 
 
+def at_once(_seconds: float, callback: Callable[[], None]) -> None:
+    callback()
+
+
 def test_a_line_is_json_with_the_epps_field_names() -> None:
     stream = io.BytesIO()
     make_logger("json", "info", stream).info("ready", logger="lifecycle", grpc_port=1)
@@ -35,7 +40,7 @@ def test_a_line_is_json_with_the_epps_field_names() -> None:
 def test_a_decision_line_has_the_same_shape() -> None:
     stream = io.BytesIO()
     logger = make_logger("json", "info", stream)
-    decision_log(logger, "json", "info", stream)(DecisionLine(**LINE))
+    DecisionLog(logger, "json", "info", at_once, stream)(DecisionLine(**LINE))
     line = msgspec.json.decode(stream.getvalue())
 
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("ts"))
@@ -60,7 +65,7 @@ def test_a_decision_line_has_the_same_shape() -> None:
 def test_decisions_are_silent_above_info(form: str) -> None:
     stream = io.BytesIO()
     logger = make_logger(form, "warning", stream)
-    decision_log(logger, form, "warning", stream)(DecisionLine(**LINE))
+    DecisionLog(logger, form, "warning", at_once, stream)(DecisionLine(**LINE))
 
     assert stream.getvalue() == b""
 
@@ -68,7 +73,21 @@ def test_decisions_are_silent_above_info(form: str) -> None:
 def test_a_console_line_can_be_read_by_a_person() -> None:
     stream = io.BytesIO()
     logger = make_logger("console", "info", stream)
-    decision_log(logger, "console", "info", stream)(DecisionLine(**LINE))
+    DecisionLog(logger, "console", "info", at_once, stream)(DecisionLine(**LINE))
 
     assert b"decision" in stream.getvalue()
     assert b"reason=owner-matched" in stream.getvalue()
+
+
+def test_lines_that_come_together_are_written_together() -> None:
+    stream = io.BytesIO()
+    deferred: list[Callable[[], None]] = []
+    log = DecisionLog(
+        make_logger("json", "info", stream), "json", "info", lambda _, call: deferred.append(call), stream
+    )
+    log(DecisionLine(**LINE))
+    log(DecisionLine(**LINE))
+    held = stream.getvalue()
+    deferred.pop()()
+
+    assert (held, deferred, stream.getvalue().count(b"\n")) == (b"", [], 2)

@@ -13,7 +13,7 @@ import pytest
 from extproc.envoy import names
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.session import Binding
-from extproc.observability.logs import decision_log, make_logger
+from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import parse_policy
 from extproc.policy.types import Endpoint, Model, Pool, Snapshot
@@ -45,7 +45,7 @@ class Running:
             snapshot,
             lambda: POLICY,
             logger,
-            decision_log(logger, "json", "info", self.stream),
+            DecisionLog(logger, "json", "info", lambda _, flush: flush(), self.stream),
             self.metrics,
         )
 
