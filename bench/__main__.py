@@ -136,7 +136,7 @@ class Bench:
     async def ours(self, name: str, text: bytes, *, with_body: bool = False) -> Case:
         """Our server as users run it, its decision log on and written to a pipe that is read."""
         path = self.folder / f"endpoints-{len(self.cases)}.yaml"
-        path.write_bytes(text)
+        await asyncio.to_thread(path.write_bytes, text)
         started = time.perf_counter()
         server = await self.stack.enter_async_context(Server("--endpoints-file", str(path), patience=120))
         print(f"{name}: ready after {time.perf_counter() - started:.2f} s, {rss(server.pid):.0f} MiB", flush=True)
@@ -202,7 +202,7 @@ async def churn(path: Path, total: int, matching: int) -> AsyncIterator[None]:
 
     async def change() -> None:
         for number in itertools.count():
-            path.write_bytes(endpoints(total, matching, unready=number % total))
+            await asyncio.to_thread(replace, path, endpoints(total, matching, unready=number % total))
             await asyncio.sleep(0.05)
 
     task = asyncio.create_task(change())
@@ -210,6 +210,13 @@ async def churn(path: Path, total: int, matching: int) -> AsyncIterator[None]:
         yield
     finally:
         task.cancel()
+
+
+def replace(path: Path, text: bytes) -> None:
+    """Change a file so that no reader sees half of it."""
+    half = path.with_suffix(".new")
+    half.write_bytes(text)
+    half.replace(path)
 
 
 def cpu(pid: int | None) -> float:

