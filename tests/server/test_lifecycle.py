@@ -94,7 +94,7 @@ async def test_a_drain_lets_open_streams_end_and_new_ones_in_for_a_while(files: 
 
 
 async def test_a_stream_that_does_not_end_is_ended_by_the_drain_timeout(files: Path) -> None:
-    async with Server(*flags(files), "--drain-delay", "0s", "--drain-timeout", "200ms") as server:
+    async with Server(*flags(files), "--drain-delay", "0s", "--drain-timeout", "200ms") as server:  # noqa: SIM117 - its port is needed
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
             stream = await open_stream(channel)
             server.terminate()
@@ -140,7 +140,7 @@ async def test_changed_files_take_effect_and_bad_ones_are_refused_and_told(files
 
 
 async def test_a_taken_port_is_a_clear_error(files: Path) -> None:
-    async with Server(*flags(files)) as server:  # noqa: SIM117 - the second needs the first one's port
+    async with Server(*flags(files)) as server:
         with pytest.raises(ServerError, match=rf"cannot listen on 127\.0\.0\.1:{server.grpc_port}"):
             async with Server(*flags(files), "--grpc-port", str(server.grpc_port)):
                 pass
