@@ -121,7 +121,10 @@ def explain_command(**given: Any) -> None:
     endpoints = _read(given["endpoints_file"], parse_endpoints)
     policy = _read(given["config_file"], parse_policy) if given["config_file"] else default_policy()
     try:
-        body = b"" if given["data"] is None else click.open_file(given["data"], "rb").read()
+        body = b""
+        if given["data"] is not None:
+            with click.open_file(given["data"], "rb") as file:
+                body = file.read()
     except OSError as error:
         raise click.UsageError(f"{given['data']}: {error.strerror}") from error
     headers = []
