@@ -92,8 +92,13 @@ class ExternalProcessor:
         session = Session(self._binding.with_metadata(context.invocation_metadata() or ()), self.world, self._rotation)
         spent = 0.0
         told = False
+        expires = 0.0  # one deadline for the whole body: a client that sends byte by byte must not move it
         while not session.done:
-            message = await self._read(context, session)
+            if (seconds := session.deadline) is None:
+                message = await context.read()
+            else:
+                expires = expires or asyncio.get_running_loop().time() + seconds
+                message = await self._read(context, expires)
             if message is grpc.aio.EOF:
                 return
             started = perf_counter()
@@ -105,12 +110,10 @@ class ExternalProcessor:
                 told = True
                 self._tell(session.outcome, spent)
 
-    async def _read(self, context: Context, session: Session) -> Any:
-        """Envoy's next message, grpc.aio.EOF, or None when the session's deadline has passed."""
-        if (seconds := session.deadline) is None:
-            return await context.read()
+    async def _read(self, context: Context, expires: float) -> Any:
+        """Envoy's next message, grpc.aio.EOF, or None when it has not come in time."""
         try:
-            async with asyncio.timeout(max(0.0, seconds)):
+            async with asyncio.timeout_at(expires):
                 return await context.read()
         except TimeoutError:
             return None

@@ -163,6 +163,23 @@ async def test_an_end_before_any_message_is_no_error(channel: grpc.aio.Channel, 
     assert (end, await stream.code(), running.lines) == (grpc.aio.EOF, grpc.StatusCode.OK, [])
 
 
+async def test_a_body_that_comes_byte_by_byte_is_a_408(channel: grpc.aio.Channel) -> None:
+    stream = call(channel, {names.ATTACHMENT: "picker"})
+    await stream.write(headers(mode=pb.ProcessingMode.FULL_DUPLEX_STREAMED))
+
+    async def trickle() -> None:
+        while True:
+            await stream.write(pb.ProcessingRequest(request_body=pb.HttpBody(body=b" ")))
+            await asyncio.sleep(0.02)
+
+    sender = asyncio.create_task(trickle())
+    answer = await asyncio.wait_for(stream.read(), 10)
+    sender.cancel()
+    await asyncio.gather(sender, return_exceptions=True)
+
+    assert answer.immediate_response.status.code == 408
+
+
 async def test_a_body_that_does_not_come_is_a_408(channel: grpc.aio.Channel) -> None:
     stream = call(channel, {names.ATTACHMENT: "picker"})
     await stream.write(headers(mode=pb.ProcessingMode.FULL_DUPLEX_STREAMED))
