@@ -94,6 +94,7 @@ class ExternalProcessor:
         told = False
         expires = 0.0  # one deadline for the whole body: a client that sends byte by byte must not move it
         while not session.done:
+            message: Any  # the stubs do not know that a read can give EOF
             if (seconds := session.deadline) is None:
                 message = await context.read()
             else:
