@@ -14,7 +14,7 @@ import msgspec
 from extproc import __version__
 from extproc.discovery.file import WatchedFile, parse_endpoints
 from extproc.discovery.snapshot import SnapshotStore
-from extproc.envoy.session import Binding
+from extproc.envoy.binding import Binding
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import PolicyConfig, default_policy, parse_policy

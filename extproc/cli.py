@@ -15,10 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from extproc import __version__
 from extproc.app import App
 from extproc.discovery.file import parse_endpoints
+from extproc.envoy.binding import Binding, ProtocolError, parse_pool
 from extproc.envoy.explain import Explanation, HttpRequest, explain
 from extproc.envoy.names import SERVICE
 from extproc.envoy.responses import Attachment
-from extproc.envoy.session import Binding, ProtocolError, parse_pool
 from extproc.policy.config import Duration, default_policy, parse_policy
 from extproc.policy.document import DocumentError
 from extproc.policy.types import Pool, Snapshot

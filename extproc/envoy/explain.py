@@ -4,9 +4,10 @@
 import msgspec
 
 from extproc.envoy import names
+from extproc.envoy.binding import Binding
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.responses import Attachment, Replies
-from extproc.envoy.session import Binding, Session
+from extproc.envoy.session import Session
 from extproc.policy.config import PolicyConfig
 from extproc.policy.types import Answer, Reject, Restrict, Snapshot, Step
 

@@ -11,14 +11,13 @@ Snapshot and policy are taken when the decision is made, not when the stream beg
 tells it when its deadline has passed.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import Enum, auto
-from functools import lru_cache
 
 import msgspec
-from google.protobuf.struct_pb2 import Struct
 
 from extproc.envoy import names
+from extproc.envoy.binding import Binding, ProtocolError
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.responses import (
     ASK_BODY,
@@ -33,10 +32,9 @@ from extproc.envoy.responses import (
 )
 from extproc.policy.decide import asks_body
 from extproc.policy.extract import from_body, from_head, header_names, readable_body
-from extproc.policy.types import InferenceRequest, Pool, Reason, Scope, SubsetHint, reject
+from extproc.policy.types import InferenceRequest, Reason, Scope, reject
 
 _DUPLEX = int(pb.ProcessingMode.FULL_DUPLEX_STREAMED)
-_METADATA = (names.ATTACHMENT, names.POOL, names.BODY)
 _RESPONSE = ("response_headers", "response_body", "response_trailers")
 _READABLE = {
     int(mode) for mode in (pb.ProcessingMode.NONE, pb.ProcessingMode.BUFFERED, pb.ProcessingMode.BUFFERED_PARTIAL)
@@ -47,45 +45,6 @@ _SHORT = 512
 """Requests whose headers (those that are read) are longer than this are not remembered, in bytes."""
 
 Fields = tuple[tuple[str, bytes], ...]
-
-
-class ProtocolError(Exception):
-    """The peer said what the protocol does not allow here; the text says what, and nothing was changed."""
-
-
-class Binding(msgspec.Struct, frozen=True):
-    """What a stream is: its attachment and its pool, from the filter's initial metadata, else from the flags."""
-
-    attachment: Attachment = Attachment.BEFORE
-    pool: Pool | None = None
-    union: bool = False
-
-    def with_metadata(self, metadata: Iterable[tuple[str, str | bytes]]) -> "Binding":
-        """This binding as the stream's gRPC initial metadata changes it. Raises ProtocolError for an unknown value."""
-        said = tuple(pair for pair in metadata if pair[0] in _METADATA)
-        return _bind(self, said) if said else self
-
-
-@lru_cache(maxsize=256)
-def _bind(default: Binding, said: tuple[tuple[str, str | bytes], ...]) -> Binding:
-    given = {name: value if isinstance(value, str) else value.decode("latin-1") for name, value in said}
-    attachment, pool, body = (given.get(name) for name in _METADATA)
-    if body not in (None, "partial"):
-        raise ProtocolError(f"{names.BODY}: only `partial` is supported yet")
-    try:
-        chosen = default.attachment if attachment is None else Attachment(attachment)
-    except ValueError as error:
-        known = ", ".join(f"`{value}`" for value in Attachment)
-        raise ProtocolError(f"{names.ATTACHMENT}: `{attachment}` is not one of {known}") from error
-    return Binding(chosen, default.pool if pool is None else parse_pool(pool), default.union)
-
-
-def parse_pool(text: str) -> Pool:
-    """`namespace/name`. Raises ProtocolError for anything else."""
-    namespace, slash, name = text.partition("/")
-    if not namespace or not slash or not name or "/" in name:
-        raise ProtocolError(f"{names.POOL}: `{text}` is not namespace/name")
-    return Pool(namespace, name)
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -298,22 +257,4 @@ class Session:
         return tuple(fields)
 
     def _scope(self, message: pb.ProcessingRequest) -> Scope:
-        binding = self._binding
-        if binding.attachment is not Attachment.PICKER:
-            return Scope(binding.pool, binding.union)
-        metadata = message.metadata_context.filter_metadata
-        hint = read_hint(metadata[names.SUBSET_NAMESPACE]) if names.SUBSET_NAMESPACE in metadata else SubsetHint()
-        return Scope(binding.pool, binding.union, destination=True, hint=hint)
-
-
-def read_hint(namespace: Struct) -> SubsetHint:
-    """A subset hint as the light EPP reads it: a list of texts, a text with commas, or a mix, each entry trimmed.
-
-    A namespace without the key gives no hint; a value that holds no endpoint allows none (facts/epp.md 1.1).
-    """
-    if names.SUBSET not in namespace.fields:
-        return SubsetHint()
-    value = namespace.fields[names.SUBSET]
-    members = value.list_value.values if value.HasField("list_value") else [value]
-    entries = (entry.strip() for member in members for entry in member.string_value.split(","))
-    return SubsetHint(frozenset(entry for entry in entries if entry))
+        return self._binding.scope(message.metadata_context)

@@ -14,9 +14,10 @@ from typing import Any
 import grpc
 
 from extproc.envoy import names
+from extproc.envoy.binding import Binding, ProtocolError
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.responses import Replies
-from extproc.envoy.session import Binding, Outcome, ProtocolError, Session
+from extproc.envoy.session import Outcome, Session
 from extproc.observability.logs import DecisionLine, Logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import PolicyConfig

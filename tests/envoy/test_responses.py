@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from extproc.envoy import responses
+from extproc.envoy.binding import read_hint
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.responses import Attachment, Phase, Replies, body_frames, compose
-from extproc.envoy.session import read_hint
 from extproc.policy.decide import decide
 from extproc.policy.types import STATUS, InferenceRequest, Model, Pool, Reason, Scope, Snapshot, SubsetHint, reject
 from tests.builders import (

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.envoy.binding import Binding, ProtocolError, parse_pool
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.responses import Attachment, Replies
-from extproc.envoy.session import Binding, ProtocolError, Session, parse_pool
+from extproc.envoy.session import Session
 from extproc.policy.config import PolicyConfig
 from extproc.policy.types import Pool, Snapshot
 from tests.builders import (

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from extproc.envoy import names
+from extproc.envoy.binding import Binding
 from extproc.envoy.pb import external_processor_pb2 as pb
-from extproc.envoy.session import Binding
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import parse_policy
