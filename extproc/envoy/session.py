@@ -140,7 +140,7 @@ class Session:
         # Ending early would lose the body of an answer that Envoy has begun to send us: an engine can be that fast.
         self._answering = message.protocol_config.response_body_mode == _DUPLEX
         fields = self._fields(message.request_headers, header_names(world.policy))
-        self._request, reply = self._settle(fields, self._scope(message), world)
+        self._request, reply = self._settle(fields, self._binding.scope(message.metadata_context), world)
         if reply is not None:
             return self._say(self._request, reply, Phase.HEADERS, world)
         self._state = _State.HOLD if self._duplex else _State.BODY
@@ -184,7 +184,7 @@ class Session:
         assert self._request is not None
         scope = self._request.scope
         if message.HasField("metadata_context"):  # the latest word of the filters before us
-            scope = self._scope(message)
+            scope = self._binding.scope(message.metadata_context)
         held = bytes(self._held)
         request = msgspec.structs.replace(self._request, scope=scope)
         request = from_body(request, held, self._world().policy, ended=True)
@@ -255,6 +255,3 @@ class Session:
             elif name == names.REQUEST_ID:
                 self._request_id = (header.raw_value or header.value.encode()).decode("latin-1")
         return tuple(fields)
-
-    def _scope(self, message: pb.ProcessingRequest) -> Scope:
-        return self._binding.scope(message.metadata_context)

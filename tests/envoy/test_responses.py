@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from extproc.envoy import responses
-from extproc.envoy.binding import read_hint
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.responses import Attachment, Phase, Replies, body_frames, compose
 from extproc.policy.decide import decide
@@ -26,7 +25,6 @@ from tests.builders import (
     policy,
     said,
     snapshot,
-    struct,
 )
 
 BEFORE, PICKER = Attachment.BEFORE, Attachment.PICKER
@@ -362,22 +360,3 @@ def test_a_body_goes_on_in_frames_of_62000(
     expected: list[tuple[bytes, bool]],
 ) -> None:
     assert parsed(body_frames(data, end=ends)) == [frame(piece, ends=last) for piece, last in expected]
-
-
-HINTS: dict[str, tuple[dict[str, Any], set[str] | None]] = {
-    "list": ({KEY: ["10.0.0.1:8000", "10.0.0.2"]}, {"10.0.0.1:8000", "10.0.0.2"}),
-    "comma string": ({KEY: "10.0.0.1:8000,10.0.0.2"}, {"10.0.0.1:8000", "10.0.0.2"}),
-    "a mix": ({KEY: ["10.0.0.1,10.0.0.2", "10.0.0.3"]}, {"10.0.0.1", "10.0.0.2", "10.0.0.3"}),
-    "trimmed": ({KEY: " 10.0.0.1 , ,10.0.0.2\t"}, {"10.0.0.1", "10.0.0.2"}),
-    "an empty list": ({KEY: []}, set()),
-    "an empty string": ({KEY: ""}, set()),
-    "the key is absent": ({"other": "10.0.0.1"}, None),
-    "an empty namespace": ({}, None),
-    "numbers in a list": ({KEY: [3, "10.0.0.1"]}, {"10.0.0.1"}),
-    "a number": ({KEY: 3}, set()),
-}
-
-
-@pytest.mark.parametrize(("value", "expected"), HINTS.values(), ids=HINTS)
-def test_a_hint_is_read_as_the_light_epp_reads_it(value: dict[str, Any], expected: set[str] | None) -> None:
-    assert read_hint(struct(value)) == SubsetHint(None if expected is None else frozenset(expected))

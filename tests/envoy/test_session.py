@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.envoy.binding import Binding, ProtocolError, parse_pool
+from extproc.envoy.binding import Binding, ProtocolError
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.responses import Attachment, Replies
 from extproc.envoy.session import Session
@@ -524,49 +524,6 @@ def test_what_is_not_expected_is_refused_and_changes_nothing(messages: list[pb.P
     with pytest.raises(ProtocolError):
         run.receive(messages[-1])
     assert (run.done, run.outcome, run.deadline) == then
-
-
-METADATA: dict[str, tuple[dict[str, str], Binding]] = {
-    "nothing": ({}, Binding(BEFORE, CHAT, union=True)),
-    "an attachment": ({"x-owned-by-attachment": "picker"}, Binding(PICKER, CHAT, union=True)),
-    "a pool": ({"x-owned-by-pool": "prod/x"}, Binding(BEFORE, Pool("prod", "x"), union=True)),
-    "the default body": ({"x-owned-by-body": "partial"}, Binding(BEFORE, CHAT, union=True)),
-    "others": ({"user-agent": "envoy"}, Binding(BEFORE, CHAT, union=True)),
-}
-
-
-@pytest.mark.parametrize(("metadata", "expected"), METADATA.values(), ids=METADATA)
-def test_the_streams_metadata_says_what_it_is(metadata: dict[str, str], expected: Binding) -> None:
-    assert Binding(BEFORE, CHAT, union=True).with_metadata(tuple(metadata.items())) == expected
-
-
-BAD_METADATA = {
-    "attachment": (
-        {"x-owned-by-attachment": "behind"},
-        "x-owned-by-attachment: `behind` is not one of `before`, `picker`",
-    ),
-    "empty attachment": ({"x-owned-by-attachment": ""}, "x-owned-by-attachment: `` is not one of `before`, `picker`"),
-    "no namespace": ({"x-owned-by-pool": "chat"}, "x-owned-by-pool: `chat` is not namespace/name"),
-    "empty namespace": ({"x-owned-by-pool": "/chat"}, "x-owned-by-pool: `/chat` is not namespace/name"),
-    "empty name": ({"x-owned-by-pool": "default/"}, "x-owned-by-pool: `default/` is not namespace/name"),
-    "three parts": ({"x-owned-by-pool": "a/b/c"}, "x-owned-by-pool: `a/b/c` is not namespace/name"),
-    "empty pool": ({"x-owned-by-pool": ""}, "x-owned-by-pool: `` is not namespace/name"),
-    "body": ({"x-owned-by-body": "stream"}, "x-owned-by-body: only `partial` is supported yet"),
-}
-
-
-@pytest.mark.parametrize(("metadata", "message"), BAD_METADATA.values(), ids=BAD_METADATA)
-def test_metadata_that_cannot_be_read_is_refused(metadata: dict[str, str], message: str) -> None:
-    with pytest.raises(ProtocolError) as caught:
-        Binding().with_metadata(tuple(metadata.items()))
-    assert str(caught.value) == message
-
-
-def test_a_pool_is_namespace_and_name() -> None:
-    assert parse_pool("default/chat") == CHAT
-
-
-# What holds for every stream
 
 
 def chunked(data: bytes, cuts: list[int]) -> list[bytes]:
