@@ -113,7 +113,13 @@ def validate(file: Path) -> None:
 @click.option("--pool", type=_PoolType(), default=None, help="The pool that the filter names.")
 @click.option("-X", "--request", "method", default=None, help="The method; GET, or POST with -d.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="'K: V'", help="A header; may be repeated.")
-@click.option("-d", "--data", type=click.Path(allow_dash=True), default=None, help="A file with the body, - for stdin.")
+@click.option(
+    "-d",
+    "--data",
+    type=click.Path(allow_dash=True),
+    default=None,
+    help="A file with the body, - for stdin; JSON unless -H says else.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.argument("path")
 def explain_command(**given: Any) -> None:

@@ -153,14 +153,6 @@ def _error(status: int, kind: str, message: str, param: str | None) -> Response:
     return JSONResponse({"error": error}, status_code=status)
 
 
-def _listen() -> socket.socket:
-    # asyncio turns Nagle's algorithm off only where the protocol is given; with it each answer waits 40 ms.
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    bound.bind(("127.0.0.1", 0))
-    bound.listen(512)
-    return bound
-
-
 class _Server(uvicorn.Server):
     """uvicorn inside a loop that is not its own: signals are for whoever owns the loop."""
 

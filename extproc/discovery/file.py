@@ -22,6 +22,7 @@ ROLE_LABEL: Final = "llm-d.ai/role"
 _MAX_PORT: Final = 65535
 
 Name = Annotated[str, Meta(min_length=1, max_length=253)]
+PoolName = Annotated[str, Meta(pattern="^[^/]+$", max_length=253)]
 
 
 class _ModelPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,8 +40,8 @@ class _EndpointPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _PoolPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: Name
-    namespace: Name = "default"
+    name: PoolName
+    namespace: PoolName = "default"
     endpoints: tuple[_EndpointPart, ...] = ()
 
 
@@ -93,7 +94,7 @@ def parse_address(text: str) -> tuple[str, int]:
         address = ipaddress.ip_address(host[1:-1] if bracketed else host)
     except ValueError:
         address = None
-    if not colon or address is None or (address.version == 6) != bracketed:  # noqa: PLR2004
+    if not colon or address is None or "%" in host or (address.version == 6) != bracketed:  # noqa: PLR2004
         raise ValueError(f"`{text}` is not ip:port or [v6]:port")
     if not port.isascii() or not port.isdigit() or not 0 < int(port) <= _MAX_PORT:
         raise ValueError(f"`{text}` has no port from 1 to {_MAX_PORT}")
@@ -134,7 +135,7 @@ class WatchedFile:
             try:
                 if await asyncio.to_thread(self.load):
                     on_load(self, None)
-            except DocumentError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the file must go on being watched
                 if str(error) != self.error:
                     self.error = str(error)
                     on_load(self, self.error)

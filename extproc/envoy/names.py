@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every word that crosses the wire, once, with its source. Nowhere else is one spelt out."""
+"""The words of the gateway's protocols, each once, with its source; what a policy can change is in policy/config.py."""
 
 from typing import Final
 

@@ -5,7 +5,8 @@
     HEAD --decided--------------------> DONE           HEAD --decided--> ECHO --end--> DONE
     HEAD --asks for the body--> BODY -> DONE           HEAD --undecided-> HOLD --decided--> ECHO
 
-A response that is sent to us is handed back as it comes, from any state.
+A response that is sent to us is handed back as it comes, from any state; once the request has left us whole, a stream
+that is to carry the response waits for it in RESPONSE and is DONE at its end.
 
 Snapshot and policy are taken when the decision is made, not when the stream begins. The session never waits: the server
 tells it when its deadline has passed.
@@ -133,7 +134,7 @@ class Session:
     def _head(self, message: pb.ProcessingRequest) -> list[bytes]:
         mode = message.protocol_config.request_body_mode
         if mode not in _READABLE and mode != _DUPLEX:
-            raise ProtocolError("request_body_mode must be NONE or FULL_DUPLEX_STREAMED")
+            raise ProtocolError("request_body_mode must be NONE, BUFFERED, BUFFERED_PARTIAL or FULL_DUPLEX_STREAMED")
         world = self._world()
         self._duplex = mode == _DUPLEX
         self._bodiless = message.request_headers.end_of_stream

@@ -4,6 +4,7 @@
 Nothing here is global: a logger is made once and handed on. Bodies and credentials are never handed to it.
 """
 
+import contextlib
 import io
 import logging
 import sys
@@ -72,10 +73,11 @@ class DecisionLog:
             self._defer(_HELD, self.flush)
 
     def flush(self) -> None:
-        """Write what is held."""
-        self._sink.write(b"".join(self._lines))
-        self._lines.clear()
-        self._sink.flush()
+        """Write what is held. A sink that cannot be written to loses lines; it does not stop the server."""
+        lines, self._lines = self._lines, []
+        with contextlib.suppress(OSError):
+            self._sink.write(b"".join(lines))
+            self._sink.flush()
 
 
 _HELD = 0.01

@@ -18,6 +18,7 @@ OWNER: Final = re.compile(r"[a-z0-9._/-]{1,128}")
 
 _HEADER_NAME = r"^[a-z0-9!#$%&'*+.^_`|~-]+$"
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_LONGEST: Final = 86_400.0
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
 HeaderName = Annotated[str, Meta(pattern=_HEADER_NAME, max_length=256)]
@@ -33,7 +34,10 @@ class Duration(float):
         """Read `1m30s`. Raises ValueError for anything else, a bare number too."""
         if not re.fullmatch(f"(?:{_DURATION.pattern})+", text):
             raise ValueError(f"`{text}` is not a duration: write it as 10s, 500ms or 1m30s")
-        return cls(sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text)))
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
+        if seconds > _LONGEST:
+            raise ValueError(f"`{text[:32]}` is longer than a day")
+        return cls(seconds)
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -213,7 +217,7 @@ def _mistakes(policy: PolicyConfig) -> list[tuple[str, str]]:
         if not OWNER.fullmatch(word) or word in (ANY, "any")
     ]
     unlabeled = policy.match.unlabeled_as
-    if unlabeled and not OWNER.fullmatch(policy.normal(unlabeled)):
+    if unlabeled and (not OWNER.fullmatch(policy.normal(unlabeled)) or policy.normal(unlabeled) == "any"):
         found.append(("$.match.unlabeledAs", f"`{unlabeled}` is not an owner: letters, digits and . _ / -"))
     if policy.body.timeout <= 0:
         found.append(("$.body.timeout", "must be longer than nothing"))

@@ -44,7 +44,7 @@ class Document:
                 if self.root is None:
                     raise DocumentError("the document is empty")
                 self._check_keys(self.root)
-                self.value: Any = loader.construct_document(self.root)
+                self.value: Any = _construct(loader, self.root)
             finally:
                 loader.dispose()
         except (yaml.YAMLError, ValueError) as error:
@@ -109,6 +109,15 @@ class Document:
                         raise DocumentError(f"line {line}: the key `{key.value}` stands twice")
                     keys.add(key.value)
                     todo.append(value)
+
+
+def _construct(loader: Any, root: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(root)
+    except yaml.YAMLError:
+        raise
+    except Exception as error:  # a tag whose value does not fit ends in whatever PyYAML stumbles over
+        raise DocumentError("a value does not fit its tag") from error
 
 
 def _refuse_depth(text: bytes) -> None:

@@ -5,12 +5,13 @@ The sources are read in that order, inside each the names in the policy's order;
 nothing later is read for it. What cannot be read as an owner is a `Malformed` value, so that `decide` answers it.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 import jiter
 import msgspec
@@ -88,7 +89,7 @@ def from_body(request: InferenceRequest, body: bytes, policy: PolicyConfig, *, e
         except _MalformedError as error:
             changes["malformed"] = error.args[0]
     model = fields.get("model")
-    if isinstance(model, str) and (model := model.strip()) and not request.fixed_model:
+    if isinstance(model, str) and (model := _text(model)) and not request.fixed_model:
         changes["model"] = policy.model_aliases.get(model, model)
         changes["mismatch"] = bool(request.header_model) and request.header_model != model
     return msgspec.structs.replace(request, **changes)
@@ -119,9 +120,22 @@ def header_names(policy: PolicyConfig) -> frozenset[str]:
 def _header_model(headers: Headers, policy: PolicyConfig) -> tuple[str, bool]:
     for name in policy.sources.model_headers:
         for value in reversed(headers.get(name, ())):
-            if model := value.strip():
+            if model := _utf8(value).strip():
                 return model, name == REWRITE_HEADER
     return "", False
+
+
+def _utf8(value: str) -> str:
+    """A header value, a character a byte, as the UTF-8 that clients write; as it is if it is none."""
+    try:
+        return value if value.isascii() else value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
+
+
+def _text(value: str) -> str:
+    """A text that can be written again: half a surrogate pair, which JSON may hold, cannot."""
+    return value.strip() if value.isascii() else value.encode(errors="replace").decode().strip()
 
 
 def _query(query: str, policy: PolicyConfig) -> list[tuple[str, list[str]]]:
@@ -163,7 +177,8 @@ def _short_line(line: str, name: str, policy: PolicyConfig) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def _short_path(path: str, policy: PolicyConfig) -> bool:
-    return any(fnmatchcase(path, pattern) for pattern in policy.paths)
+    plain = unquote(path)  # as the engines read it
+    return any(fnmatchcase(plain, pattern) for pattern in policy.paths)
 
 
 def _body_owners(value: object, name: str, policy: PolicyConfig) -> tuple[str, ...]:
@@ -209,25 +224,25 @@ def _decoder(policy: PolicyConfig) -> Callable[[bytes], dict[str, object]]:
 
 def _read_whole(body: bytes, policy: PolicyConfig) -> tuple[Mapping[str, object], bool]:
     """The fields of a JSON object, and whether the body is JSON to its end."""
-    body = body.removeprefix(_BOM)
     try:
-        return _decoder(policy)(body), True
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        pass
-    # What the engines' own parser takes and msgspec does not: NaN, an infinite number, a body that is no object.
+        return _decoder(policy)(body.removeprefix(_BOM)), True
+    except RecursionError:
+        return {}, False
+    except (msgspec.MsgspecError, ValueError) as error:
+        if "truncated" in str(error):
+            return {}, False
+    # What the engines' own parser takes and msgspec does not: NaN, half a surrogate pair, a body that is no object.
     try:
-        value = jiter.from_json(body, allow_inf_nan=True, cache_mode="none")
+        value = json.loads(body)
     except (ValueError, RecursionError):
         return {}, False
     return value if isinstance(value, dict) else {}, True
 
 
 def _read_prefix(body: bytes) -> Mapping[str, object]:
-    """The fields that stand completely in a prefix of a JSON object; none of them when a key stands twice."""
+    """The fields that stand completely in a prefix of a JSON object, none if it is nested some 200 levels deep."""
     try:
-        value = jiter.from_json(
-            body.removeprefix(_BOM), partial_mode=True, catch_duplicate_keys=True, cache_mode="none", allow_inf_nan=True
-        )
+        value = jiter.from_json(body.removeprefix(_BOM), partial_mode=True, cache_mode="none", allow_inf_nan=True)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(value, dict):

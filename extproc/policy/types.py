@@ -166,7 +166,7 @@ class Reason(StrEnum):
     BODY_TRUNCATED = "body-truncated"
     BODY_TOO_LARGE = "body-too-large"
     NO_READY_ENDPOINT = "no-ready-endpoint"
-    # 503 when the pool was named, passed through when it was not
+    # 503 when the pool was named or a destination is to be, else passed through
     POOL_UNKNOWN = "pool-unknown"
 
 

@@ -91,3 +91,21 @@ def test_lines_that_come_together_are_written_together() -> None:
     deferred.pop()()
 
     assert (held, deferred, stream.getvalue().count(b"\n")) == (b"", [], 2)
+
+
+def test_a_sink_that_fails_once_loses_its_lines_and_no_more() -> None:
+    class Full(io.BytesIO):
+        fails = True
+
+        def write(self, data: object) -> int:
+            if self.fails:
+                self.fails = False
+                raise OSError("no space")
+            return super().write(data)  # type: ignore[arg-type]
+
+    stream = Full()
+    log = DecisionLog(make_logger("json", "info", stream), "json", "info", at_once, stream)
+    log(DecisionLine(**LINE))
+    log(DecisionLine(**LINE))
+
+    assert stream.getvalue().count(b"\n") == 1

@@ -86,3 +86,9 @@ def test_an_anchor_may_be_used_twice() -> None:
 def test_deep_nesting_is_an_error_and_no_crash() -> None:
     with pytest.raises(DocumentError):
         Document(b"a: " + b"[" * 3000 + b"]" * 3000).convert(Tree)
+
+
+@pytest.mark.parametrize("text", [b"a: !!bool maybe", b"a: !!int ''", b"a: !!float ''", b"a: !!timestamp x"])
+def test_a_value_that_does_not_fit_its_tag_is_a_clear_error(text: bytes) -> None:
+    with pytest.raises(DocumentError, match=r"^a value does not fit its tag$"):
+        Document(text)

@@ -400,3 +400,23 @@ def test_the_headers_that_are_read_are_known_before() -> None:
         "x-a",
         "x-m",
     }
+
+
+def test_half_a_surrogate_pair_costs_neither_owner_nor_model() -> None:
+    found = read_body(b'{"owned_by": "sglang", "model": "m\\ud83d", "prompt": "cut \\ud83d"}')
+
+    assert (found.owners, found.model) == (("sglang",), "m?")
+
+
+def test_a_nested_key_that_stands_twice_does_not_spoil_a_prefix() -> None:
+    found = read_body(b'{"owned_by": "sglang", "tools": [{"a": 1, "a": 2}], "prompt": "cut', ended=False)
+
+    assert (found.owners, found.truncated) == (("sglang",), True)
+
+
+def test_a_model_header_is_utf_8() -> None:
+    assert read_head(x_gateway_model_name=["modèle".encode().decode("latin-1")]).model == "modèle"
+
+
+def test_a_path_is_compared_as_the_engines_read_it() -> None:
+    assert read_head("/%761/chat/completions").interpreted
