@@ -3,7 +3,6 @@
 
 import asyncio
 import gc
-import sys
 import time
 from collections import Counter as Tally
 from collections.abc import Callable
@@ -103,8 +102,6 @@ class App:
         # What is there now stays: the collector need not look at it again with every few hundred requests.
         gc.collect()
         gc.freeze()
-        # A file is parsed in a thread: it must not keep the loop from the interpreter for the usual 5 ms at a time.
-        sys.setswitchinterval(0.001)
         try:
             await lifecycle.run()
         finally:
