@@ -224,15 +224,7 @@ THEY_READ = {
             "response": {
                 "headerMutation": {
                     "setHeaders": [{"header": {"key": "c", "rawValue": "ZA=="}}],
-                    "removeHeaders": [
-                        "x-gateway-destination-endpoint",
-                        "x-gateway-destination-endpoint-subset",
-                        "x-prefiller-host-port",
-                        "x-encoder-hosts-ports",
-                        "x-data-parallel-host-port",
-                        "x-kv-cache-source-host-port",
-                        "test-epp-endpoint-selection",
-                    ],
+                    "removeHeaders": list(SPOOFABLE),
                 }
             }
         },
