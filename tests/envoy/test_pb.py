@@ -13,7 +13,7 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 
 from extproc.envoy import names
 from extproc.envoy.pb import external_processor_pb2 as pb
-from tests.builders import body, destination, goes_on, headers, struct
+from tests.builders import SPOOFABLE, body, destination, goes_on, headers, struct
 
 SERVICE = "envoy.service.ext_proc.v3"
 ELSEWHERE = {
