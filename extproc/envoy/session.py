@@ -84,6 +84,7 @@ class Session:
         self._state = _State.HEAD
         self._request: InferenceRequest | None = None
         self._held = bytearray()
+        self._read_bytes = 0
         self._duplex = False
         self._bodiless = False
         self._answering = False
@@ -167,12 +168,13 @@ class Session:
     def _body(self, message: pb.ProcessingRequest) -> list[bytes]:
         assert self._request is not None
         body = message.request_body
-        self._held += body.body
+        self._read_bytes = len(body.body)
         request = from_body(self._request, body.body, self._world().policy, ended=body.end_of_stream)
         return self._decided(request, Phase.BODY)
 
     def _hold(self, message: pb.ProcessingRequest) -> list[bytes]:
         self._held += message.request_body.body
+        self._read_bytes = len(self._held)
         limit = self._world().policy.body.max_bytes
         if len(self._held) > limit:
             return self._refuse(Reason.BODY_TOO_LARGE, f"the body is larger than {limit} bytes")
@@ -187,6 +189,7 @@ class Session:
         if message.HasField("metadata_context"):  # the latest word of the filters before us
             scope = self._binding.scope(message.metadata_context)
         held = bytes(self._held)
+        self._held.clear()  # the stream may stay open as long as the answer takes
         request = msgspec.structs.replace(self._request, scope=scope)
         request = from_body(request, held, self._world().policy, ended=True)
         replies = self._decided(request, Phase.HEADERS)
@@ -214,7 +217,7 @@ class Session:
         text, destination = reply.message(rotation, self._binding.attachment, phase, world.policy.destinations)
         asked = self._state in (_State.BODY, _State.HOLD)
         self.outcome = Outcome(
-            request, reply, destination, self._binding.attachment, self._request_id, asked, len(self._held)
+            request, reply, destination, self._binding.attachment, self._request_id, asked, self._read_bytes
         )
         echoes = self._duplex and not self._bodiless and not reply.final
         after = _State.RESPONSE if self._answering and not reply.final else _State.DONE

@@ -187,3 +187,55 @@ async def test_a_body_that_does_not_come_is_a_408(channel: grpc.aio.Channel) -> 
 
     assert answer.immediate_response.status.code == 408
     assert msgspec.json.decode(answer.immediate_response.body)["error"]["code"] == "body_timeout"
+
+
+def sample(running: Running, name: str) -> float | None:
+    return running.metrics.registry.get_sample_value(name)
+
+
+async def ask(channel: grpc.aio.Channel, first: pb.ProcessingRequest, text: bytes, *, whole: bool = True) -> None:
+    stream = call(channel)
+    await stream.write(first)
+    await stream.read()
+    await stream.write(pb.ProcessingRequest(request_body=pb.HttpBody(body=text, end_of_stream=whole)))
+    assert (await stream.read()).WhichOneof("response") == "request_body"
+
+
+async def test_truncated_bodies_and_mismatched_models_are_counted(channel: grpc.aio.Channel, running: Running) -> None:
+    cut, whole = b'{"model": "m", "prompt": "cut', b'{"model": "m"}'
+    await ask(channel, headers(), cut, whole=False)
+    await ask(channel, headers(x_gateway_model_name="other"), whole)
+    async with asyncio.timeout(10):
+        while running.processor.open_streams:  # noqa: ASYNC110 - the server says nothing
+            await asyncio.sleep(0)
+
+    assert sample(running, "owned_by_truncated_bodies_total") == 1
+    assert sample(running, "owned_by_model_mismatches_total") == 1
+    assert sample(running, "owned_by_request_body_bytes_count") == 2
+    assert sample(running, "owned_by_request_body_bytes_sum") == len(cut) + len(whole)
+
+
+async def test_a_long_hint_is_counted_each_time_and_told_once_a_generation() -> None:
+    many = tuple(
+        Endpoint(
+            f"pod-{number}", "default", "127.0.0.1", number, {"llm-d.ai/engine-type": "vllm"}, models=(Model("m"),)
+        )
+        for number in range(1, 202)
+    )
+    world = Snapshot(1, (POOL,), {POOL: many})
+    long = Running(snapshot=lambda: world)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((long.processor.handler(),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
+        for _ in range(2):
+            stream = call(opened)
+            await stream.write(headers(x_owned_by="vllm", x_gateway_model_name="m"))
+            await stream.read()
+            assert await stream.read() is grpc.aio.EOF
+    await server.stop(0)
+
+    assert sample(long, "owned_by_long_hints_total") == 2
+    assert [line["entries"] for line in long.lines if line["msg"] == "long hint"] == [201]
+    assert long.processor.longest_hint == 201
