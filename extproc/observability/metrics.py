@@ -55,6 +55,34 @@ class Metrics:
             ("source",),
             registry=registry,
         )
+        self.watch_restarts = Counter(
+            "owned_by_watch_restarts",
+            "Lists and watches begun anew, by cause.",
+            ("resource", "namespace", "reason"),
+            registry=registry,
+        )
+        self.watch_last_event = Gauge(
+            "owned_by_watch_last_event_timestamp_seconds",
+            "When the API server last told of a change.",
+            ("resource", "namespace"),
+            registry=registry,
+        )
+        self.watch_staleness = Gauge(
+            "owned_by_watch_staleness_seconds",
+            "How long ago the API server last said anything, a bookmark too.",
+            ("resource", "namespace"),
+            registry=registry,
+        )
+        self.unreadable_objects = Counter(
+            "owned_by_unreadable_objects",
+            "Objects of the API server that could not be read and were left out.",
+            ("resource",),
+            registry=registry,
+        )
+        self.probes = Counter("owned_by_probes", "Requests for an endpoint's models.", ("result",), registry=registry)
+        self.disagreements = Gauge(
+            "owned_by_engine_disagreements", "Endpoints whose label and own answer name two engines.", registry=registry
+        )
         Info("owned_by_build", "The running version.", registry=registry).info({"version": __version__})
 
     def decided(self, attachment: str, decision: str, reason: str, owner: str) -> None:

@@ -66,16 +66,33 @@ class Endpoint(msgspec.Struct, frozen=True):
         return self.role in ("", "both") or "decode" in self.role.split("-")
 
 
+class Rewrites(msgspec.Struct, frozen=True):
+    """What the EPP makes of a model's name before it asks an engine for it (facts/epp.md 1.8).
+
+    `exact` maps a name to the names that may take its place, drawn by weight; `otherwise` is for every name that has no
+    entry (empty: it stays as it is).
+    """
+
+    exact: Mapping[str, tuple[str, ...]] = {}
+    otherwise: tuple[str, ...] = ()
+
+    def of(self, model: str) -> tuple[str, ...]:
+        """The names that `model` may become, never none."""
+        return self.exact.get(model) or self.otherwise or (model,)
+
+
 class Snapshot(msgspec.Struct, frozen=True, eq=False):
     """What the cluster looks like at one moment; replaced as a whole, never changed, compared by identity.
 
-    `generation` grows by one with each replacement. `endpoints` has an entry for each of `pools`, ready or not.
+    `generation` grows by one with each replacement. `endpoints` has an entry for each of `pools`, ready or not; `rewrites`
+    only for those that have any.
     `memo` holds what is derived from it, filled on first use (see candidates.py), so that it goes when the snapshot goes.
     """
 
     generation: int = 0
     pools: tuple[Pool, ...] = ()
     endpoints: Mapping[Pool, tuple[Endpoint, ...]] = {}
+    rewrites: Mapping[Pool, Rewrites] = {}
     memo: dict[Any, Any] = msgspec.field(default_factory=dict)
 
 
