@@ -2,30 +2,41 @@
 """The composition root: the only file that knows every room."""
 
 import asyncio
+import contextlib
 import gc
 import time
 from collections import Counter as Tally
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from extproc import __version__
 from extproc.discovery.file import WatchedFile, parse_endpoints
-from extproc.discovery.snapshot import SnapshotStore
+from extproc.discovery.probe import Probe, ProbeConfig
+from extproc.discovery.snapshot import Coalescer, SnapshotStore
 from extproc.envoy.binding import Binding
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import PolicyConfig, default_policy, parse_policy
 from extproc.policy.document import DocumentError
-from extproc.policy.types import Snapshot
+from extproc.policy.types import Endpoint, Pool, Rewrites, Snapshot
 from extproc.server.admin import HttpServer, admin_app, metrics_app
 from extproc.server.extproc import ExternalProcessor
 from extproc.server.health import Health
 from extproc.server.lifecycle import Lifecycle
-from extproc.settings import Settings
+from extproc.settings import ALL_NAMESPACES, Settings
 
-COMPONENTS = ("policy", "endpoints", "serving")
+if TYPE_CHECKING:
+    from extproc.discovery.configmap import PolicyMap
+    from extproc.discovery.watches import Watches
+
+PATIENCE: Final = 10.0
+"""Seconds that endpoints have to say what they serve before the server is ready without their answers."""
+_POOL: Final = "endpoints"
+"""The name of the pool that `--endpoint-selector` makes, if `--pool-name` gives it none."""
+
+Job = Coroutine[Any, Any, None]
 
 
 class PolicyStore:
@@ -48,33 +59,77 @@ class App:
     """One process: its sources, its servers, and what joins them."""
 
     def __init__(self, settings: Settings) -> None:
-        """Load the files. Raises DocumentError (its text names the file) for a bad one, OSError for a taken port."""
+        """Load the files. Raises DocumentError (its text names the file) for a bad one, OSError for a missing one."""
         self._settings = settings
         self._logger = make_logger(settings.log_format, settings.log_level)
         self._metrics = Metrics()
         self._policy = PolicyStore()
         self._store = SnapshotStore(self._metrics.show)
         self._started = time.time()
-        self._sources = {"endpoints": WatchedFile(settings.endpoints_file, self._replace_endpoints)}
+        self._listed: dict[Pool, tuple[Endpoint, ...]] = {}
+        self._endpoints: Callable[[], Mapping[Pool, tuple[Endpoint, ...]]] = lambda: self._listed
+        self._rewrites: Callable[[], Mapping[Pool, Rewrites]] = dict
+        self._publisher = Coalescer(self._publish)
+        self._probe = Probe(_probing(settings), self._publisher.poke, self._policy.current, self._metrics, self._logger)
+        self._watches: Watches | None = None
+        self._policy_map: PolicyMap | None = None
+        self._files: dict[str, WatchedFile] = {}
+        if settings.endpoints_file:
+            self._files["endpoints"] = WatchedFile(settings.endpoints_file, self._list_endpoints)
         if settings.config_file:
-            self._sources["policy"] = WatchedFile(settings.config_file, self._policy.apply)
-        for source in self._sources.values():
+            self._files["policy"] = WatchedFile(settings.config_file, self._policy.apply)
+        for file in self._files.values():
             try:
-                source.load()
+                file.load()
             except DocumentError as error:
-                raise DocumentError(f"{source.path}: {error}") from error
-            self._loaded(source, None)
+                raise DocumentError(f"{file.path}: {error}") from error
+            self._file_loaded(file, None)
 
     async def run(self) -> None:
-        """Serve until a signal."""
+        """Serve until a signal. Raises DocumentError if the way to the cluster is not to be had, OSError for a taken port."""
+        async with contextlib.AsyncExitStack() as stack:
+            namespace = await self._follow_cluster(stack) if self._settings.needs_cluster else "default"
+            await self._serve(self._settings.pool_namespace or namespace)
+
+    async def _follow_cluster(self, stack: contextlib.AsyncExitStack) -> str:
+        """Prepare what is read from an API server; our own namespace there."""
+        # The client takes half a second and 50 MB to import: only for those who need it.
+        from extproc.discovery.cluster import Cluster  # noqa: PLC0415
+        from extproc.discovery.configmap import PolicyMap  # noqa: PLC0415
+        from extproc.discovery.kubernetes import KubernetesApi  # noqa: PLC0415
+        from extproc.discovery.objects import InferencePool  # noqa: PLC0415
+        from extproc.discovery.watches import Watches  # noqa: PLC0415
+
         settings = self._settings
-        health = Health(COMPONENTS)
+        api = KubernetesApi(settings.kubeconfig)
+        await api.connect()
+        stack.push_async_callback(api.close)
+        self._watches = Watches(api, self._metrics, self._logger)
+        if settings.endpoints_file is None:
+            named = settings.namespaces or (api.namespace,)
+            selector, ports = settings.endpoint_selector, settings.endpoint_target_ports
+            pools = [Pool(namespace, settings.pool_name or _POOL) for namespace in named if selector]
+            cluster = Cluster(self._publisher.poke, tuple(InferencePool(pool, selector, ports) for pool in pools))
+            self._endpoints, self._rewrites = cluster.endpoints, lambda: cluster.rewrites
+            everywhere = ALL_NAMESPACES in named
+            self._watches.follow_cluster(cluster, [""] if everywhere else named, pools=not selector)
+        if settings.config_map:
+            *namespace, name = settings.config_map.split("/")
+            where = namespace[0] if namespace else api.namespace
+            self._policy_map = PolicyMap(api, where, name, self._policy.apply, self._policy_loaded, self._logger)
+            self._watches.follow_policy(self._policy_map)
+        return api.namespace
+
+    async def _serve(self, namespace: str) -> None:
+        """Listen, follow the sources, and be ready as soon as they are; `namespace` is that of `--pool-name`."""
+        settings = self._settings
+        followed = self._watches.names if self._watches else ()
+        health = Health(dict.fromkeys(("policy", *followed, "endpoints", "serving")))
         defer = asyncio.get_running_loop().call_later
         decisions = DecisionLog(self._logger, settings.log_format, settings.log_level, defer)
-        for component in ("policy", "endpoints"):
-            await health.set(component, well=True)
+        pool = Pool(namespace, settings.pool_name) if settings.pool_name else None
         processor = ExternalProcessor(
-            Binding(settings.attachment, settings.pool, settings.allow_pool_union),
+            Binding(settings.attachment, pool, settings.allow_pool_union),
             self._store.current,
             self._policy.current,
             self._logger,
@@ -98,32 +153,61 @@ class App:
             drain_delay=settings.drain_delay,
             drain_timeout=settings.drain_timeout,
         )
-        watchers = [asyncio.create_task(source.watch(self._loaded)) for source in self._sources.values()]
+        jobs = [file.watch(self._file_loaded) for file in self._files.values()]
+        jobs += [self._probe.run(), self._become_ready(health, followed)]
+        jobs += self._watches.jobs() if self._watches else []
+        try:
+            await _beside(lifecycle.run(), jobs)
+        finally:
+            decisions.flush()
+
+    async def _become_ready(self, health: Health, followed: tuple[str, ...]) -> None:
+        """Say of each component that it is well once it is, then stay like the other jobs."""
+
+        async def sync(name: str) -> None:
+            if self._watches and name in followed:
+                await self._watches.synced(name)
+            await health.set(name, well=True)
+
+        async def ask() -> None:
+            await asyncio.gather(*(sync(name) for name in followed if name != "policy"))
+            self._publish()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._probe.settled.wait(), PATIENCE)
+            self._publish()
+            await health.set("endpoints", well=True)
+
+        await asyncio.gather(sync("policy"), ask())
         # What is there now stays: the collector need not look at it again with every few hundred requests.
         gc.collect()
         gc.freeze()
-        try:
-            await lifecycle.run()
-        finally:
-            decisions.flush()
-            for watcher in watchers:
-                watcher.cancel()
-            await asyncio.gather(*watchers, return_exceptions=True)
+        await asyncio.Event().wait()
 
-    def _replace_endpoints(self, text: bytes) -> None:
-        self._store.replace(parse_endpoints(text))
+    def _publish(self) -> None:
+        """Make what the sources know by now the current snapshot."""
+        self._store.replace(self._probe.complete(self._endpoints()), self._rewrites())
 
-    def _loaded(self, source: WatchedFile, error: str | None) -> None:
+    def _list_endpoints(self, text: bytes) -> None:
+        self._listed = parse_endpoints(text)
+
+    def _file_loaded(self, file: WatchedFile, error: str | None) -> None:
         """Tell of a file that was read again."""
-        name = next(name for name, each in self._sources.items() if each is source)
+        name = next(name for name, each in self._files.items() if each is file)
+        self._loaded(name, error, file=str(file.path))
+        if name == "endpoints" and error is None:
+            self._publish()
+
+    def _policy_loaded(self, error: str | None) -> None:
+        """Tell of a policy that came from the cluster."""
+        self._loaded("policy", error, configmap=str(self._policy_map))
+
+    def _loaded(self, name: str, error: str | None, **where: str) -> None:
         self._metrics.reload_successful.labels(name).set(error is None)
         if error is None:
             self._metrics.reload_timestamp.labels(name).set_to_current_time()
-            self._logger.info("loaded", logger="app", source=name, file=str(source.path))
+            self._logger.info("loaded", logger="app", source=name, **where)
         else:
-            self._logger.error(
-                "not loaded, the last good one stays", logger="app", source=name, file=str(source.path), error=error
-            )
+            self._logger.error("not loaded, the last good one stays", logger="app", source=name, **where, error=error)
 
     def _pages(self, health: Health, processor: ExternalProcessor) -> dict[str, Callable[[], object]]:
         def status() -> dict[str, Any]:
@@ -137,18 +221,53 @@ class App:
                 "generation": snapshot.generation,
                 "pools": {str(pool): _counts(snapshot, pool) for pool in snapshot.pools},
                 "longest_hint": processor.longest_hint,
-                "sources": {name: {"file": str(s.path), "error": s.error} for name, s in self._sources.items()},
+                "sources": self._sources(),
+                "probe": self._probe.status(),
             }
 
         def config() -> dict[str, Any]:
-            error = self._sources["policy"].error if "policy" in self._sources else None
-            return {"policy": msgspec.to_builtins(self._policy.current(), enc_hook=float), "error": error}
+            source = self._sources().get("policy", {"error": None})
+            return {"policy": msgspec.to_builtins(self._policy.current(), enc_hook=float), "error": source["error"]}
 
         def endpoints() -> dict[str, Any]:
             snapshot = self._store.current()
             return {"generation": snapshot.generation, "pools": {str(p): snapshot.endpoints[p] for p in snapshot.pools}}
 
         return {"/statusz": status, "/configz": config, "/endpointz": endpoints}
+
+    def _sources(self) -> dict[str, Any]:
+        """Where everything comes from, how old it is and what is wrong with it."""
+        sources: dict[str, Any] = {name: {"file": str(f.path), "error": f.error} for name, f in self._files.items()}
+        if self._watches:
+            sources |= self._watches.status()
+        if self._policy_map:
+            said = {"configmap": str(self._policy_map), "error": self._policy_map.error}
+            sources["policy"] = said | {"watch": sources["policy"]}
+        return sources
+
+
+async def _beside(main: Job, jobs: list[Job]) -> None:
+    """Run `main` to its end, and beside it jobs that have none; one that fails ends everything with its exception."""
+    tasks = [asyncio.create_task(job) for job in (main, *jobs)]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _probing(settings: Settings) -> ProbeConfig:
+    return ProbeConfig(
+        interval=settings.probe_interval,
+        timeout=settings.probe_timeout,
+        scheme=settings.probe_scheme,
+        ca_file=settings.probe_ca_file,
+        insecure_skip_verify=settings.probe_insecure_skip_verify,
+        token_file=settings.probe_token_file,
+    )
 
 
 def _counts(snapshot: Snapshot, pool: Any) -> dict[str, int]:

@@ -2,6 +2,7 @@
 """The command line: `owned-by serve | validate | explain | health | demo`. Exit 0 ok, 1 a problem found, 2 usage."""
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +23,14 @@ from extproc.envoy.responses import Attachment
 from extproc.policy.config import Duration, default_policy, parse_policy
 from extproc.policy.document import DocumentError
 from extproc.policy.types import Pool, Snapshot
-from extproc.settings import Settings
+from extproc.settings import ALL_NAMESPACES, Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_LAST_PORT = 65535
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_LABEL_KEY = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
 class _DurationType(click.ParamType[Any]):
@@ -50,6 +55,56 @@ class _PoolType(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
+class _LabelsType(click.ParamType[Any]):
+    name = "key=value,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
+        """`app=vllm,tier=gpu` -> labels that all must be there."""
+        if isinstance(value, dict):
+            return value
+        pairs = [part.replace("==", "=").partition("=") for part in value.split(",")]
+        if not all(_LABEL_KEY.fullmatch(key.strip()) and equals for key, equals, _ in pairs):
+            self.fail(f"`{value}` is not a list of key=value: other selectors are not supported", param, ctx)
+        return {key.strip(): wanted.strip() for key, _, wanted in pairs}
+
+
+class _PortsType(click.ParamType[Any]):
+    name = "port,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """`8000,8001` -> ports."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in value.split(",")]
+        if not all(word.isascii() and word.isdigit() and 0 < int(word) <= _LAST_PORT for word in words):
+            self.fail(f"`{value}` is not a list of ports from 1 to {_LAST_PORT}", param, ctx)
+        return tuple(dict.fromkeys(map(int, words)))
+
+
+class _NamespacesType(click.ParamType[Any]):
+    name = "namespace,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """`team-a,team-b` or `*` -> namespaces."""
+        if isinstance(value, tuple):
+            return value
+        words = tuple(dict.fromkeys(word.strip() for word in value.split(",")))
+        if words != (ALL_NAMESPACES,) and not all(_NAMESPACE.fullmatch(word) for word in words):
+            self.fail(f"`{value}` is not a list of namespaces, nor `{ALL_NAMESPACES}` for all", param, ctx)
+        return words
+
+
+class _ConfigMapType(click.ParamType[Any]):
+    name = "[namespace/]name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """`owned-by` or `team-a/owned-by`, as it is."""
+        *namespace, name = value.split("/")
+        if len(namespace) > 1 or not all(_NAMESPACE.fullmatch(word) for word in namespace) or not _NAME.fullmatch(name):
+            self.fail(f"`{value}` is not [namespace/]name", param, ctx)
+        return str(value)
+
+
 def _flag(name: str, **settings: Any) -> Callable[[F], F]:
     """A flag that can also be given as OWNED_BY_<FLAG>."""
     variable = "OWNED_BY_" + name.removeprefix("--").replace("-", "_").upper()
@@ -57,7 +112,7 @@ def _flag(name: str, **settings: Any) -> Callable[[F], F]:
 
 
 _ATTACHMENTS = [attachment.value for attachment in Attachment]
-_PORT = click.IntRange(0, 65535)
+_PORT = click.IntRange(0, _LAST_PORT)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,8 +122,17 @@ def main() -> None:
 
 
 @main.command()
-@_flag("--endpoints-file", type=_FILE, required=True, help="The pools and their endpoints.")
+@_flag("--endpoints-file", type=_FILE, help="The pools and their endpoints; without it they are the cluster's.")
 @_flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
+@_flag("--config-map", type=_ConfigMapType(), help="The policy, from the key `policy.yaml` of a ConfigMap.")
+@_flag(
+    "--kubeconfig", type=_FILE, help="How to reach the API server; else $KUBECONFIG, the pod's own way, ~/.kube/config."
+)
+@_flag("--namespaces", type=_NamespacesType(), help="Whose pools and pods count, * for all; else the process's own.")
+@_flag(
+    "--endpoint-selector", type=_LabelsType(), help="Without InferencePools: the labels of the pods of the one pool."
+)
+@_flag("--endpoint-target-ports", type=_PortsType(), help="Without InferencePools: the ports at which its pods serve.")
 @_flag(
     "--attachment",
     type=click.Choice(_ATTACHMENTS),
@@ -76,7 +140,7 @@ def main() -> None:
     help="Where streams that do not say it sit.",
 )
 @_flag("--pool-name", default=None, help="The pool of streams that name none.")
-@_flag("--pool-namespace", default="default", help="Its namespace.")
+@_flag("--pool-namespace", default=None, help="Its namespace; else the process's own, `default` without a cluster.")
 @_flag("--allow-pool-union", is_flag=True, help="Take all pools as one where none is named.")
 @_flag("--address", default="0.0.0.0", help="Where gRPC, health and metrics listen.")  # noqa: S104
 @_flag("--grpc-port", type=_PORT, default=9002, help="ext_proc; 0 is a free port.")
@@ -84,18 +148,42 @@ def main() -> None:
 @_flag("--metrics-port", type=_PORT, default=9090, help="/metrics.")
 @_flag("--admin-port", type=_PORT, default=9091, help="Admin pages.")
 @_flag("--admin-address", default="127.0.0.1", help="Where the admin pages listen.")
+@_flag(
+    "--probe-interval", type=_DurationType(), default="30s", help="How often endpoints are asked for models; 0s: never."
+)
+@_flag("--probe-timeout", type=_DurationType(), default="5s", help="How long an endpoint may take to answer that.")
+@_flag("--probe-scheme", type=click.Choice(["http", "https"]), default="http", help="How endpoints are asked.")
+@_flag("--probe-ca-file", type=_FILE, help="Whom to trust with https; else the system's authorities.")
+@_flag("--probe-insecure-skip-verify", is_flag=True, help="With https, trust everybody.")
+@_flag("--probe-token-file", type=_FILE, help="A bearer token for the endpoints; read again as it changes.")
 @_flag("--drain-delay", type=_DurationType(), default="5s", help="How long to go on accepting after SIGTERM.")
 @_flag("--drain-timeout", type=_DurationType(), default="30s", help="How long open streams may then take.")
 @_flag("--log-format", type=click.Choice(["json", "console"]), default="json", help="One JSON object a line, or text.")
 @_flag("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="The least level.")
-def serve(pool_name: str | None, pool_namespace: str, **flags: Any) -> None:
+def serve(**flags: Any) -> None:
     """Serve Envoy until SIGTERM."""
-    pool = Pool(pool_namespace, pool_name) if pool_name else None
+    _refuse_contradictions(flags)
+    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        app = App(Settings(pool=pool, **flags | {"attachment": Attachment(flags["attachment"])}))
+        app = App(Settings(**given | {"attachment": Attachment(flags["attachment"])}))
         uvloop.run(app.run())
     except (DocumentError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _refuse_contradictions(flags: dict[str, Any]) -> None:
+    """Flags that say two things at once, or half of one."""
+    if flags["config_file"] and flags["config_map"]:
+        raise click.UsageError("--config-file and --config-map exclude each other: both name the policy")
+    for flag in ("namespaces", "endpoint_selector"):
+        if flags["endpoints_file"] and flags[flag]:
+            raise click.UsageError(f"--endpoints-file and --{flag.replace('_', '-')} exclude each other")
+    if bool(flags["endpoint_selector"]) != bool(flags["endpoint_target_ports"]):
+        raise click.UsageError("--endpoint-selector and --endpoint-target-ports go together")
+    if flags["endpoint_selector"] and flags["namespaces"] == (ALL_NAMESPACES,):
+        raise click.UsageError("--endpoint-selector needs namespaces by name")
+    if flags["probe_timeout"] <= 0:
+        raise click.UsageError("--probe-timeout must be longer than nothing")
 
 
 @main.command()

@@ -7,24 +7,47 @@ from typing import Literal
 import msgspec
 
 from extproc.envoy.responses import Attachment
-from extproc.policy.types import Pool
+
+ALL_NAMESPACES = "*"
+"""What `--namespaces` says for all of them."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The flags of `owned-by serve`, under the EPP's names where it has them; delays in seconds, port 0 is a free one."""
+    """The flags of `owned-by serve`, under the EPP's names where it has them.
 
-    endpoints_file: Path
+    Without `endpoints_file` the endpoints are a cluster's. Times in seconds, port 0 is a free one, a namespace that is not
+    given is the process's own.
+    """
+
+    endpoints_file: Path | None = None
     config_file: Path | None = None
+    config_map: str | None = None
+    kubeconfig: Path | None = None
+    namespaces: tuple[str, ...] = ()
+    endpoint_selector: dict[str, str] = {}
+    endpoint_target_ports: tuple[int, ...] = ()
     address: str = "0.0.0.0"  # noqa: S104 - a server in a pod of its own
     grpc_port: int = 9002
     grpc_health_port: int = 9003
     metrics_port: int = 9090
     admin_port: int = 9091
     admin_address: str = "127.0.0.1"
-    pool: Pool | None = None
+    pool_name: str | None = None
+    pool_namespace: str | None = None
     allow_pool_union: bool = False
     attachment: Attachment = Attachment.BEFORE
+    probe_interval: float = 30.0
+    probe_timeout: float = 5.0
+    probe_scheme: Literal["http", "https"] = "http"
+    probe_ca_file: Path | None = None
+    probe_insecure_skip_verify: bool = False
+    probe_token_file: Path | None = None
     drain_delay: float = 5.0
     drain_timeout: float = 30.0
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def needs_cluster(self) -> bool:
+        """Whether an API server is to be asked."""
+        return self.endpoints_file is None or self.config_map is not None

@@ -7,6 +7,7 @@ Every answer says in its headers who gave it and what arrived, so that a test ca
 import asyncio
 import contextlib
 import hashlib
+import ipaddress
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -37,17 +38,26 @@ _METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 @dataclass(frozen=True)
 class Simulated:
-    """An engine: its name, its kind, the model that it serves, and its port (0 while it has none)."""
+    """An engine: its name, its kind, the model that it serves, and its port (0 while it has none, or wants a free one).
+
+    `host` is an address of this machine's own, 127.x.y.z: engines on different ones can share a port, as pods do.
+    """
 
     name: str
     kind: Kind
     model: str
     port: int = 0
+    host: str = LOOPBACK
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if the host could be reached from another machine."""
+        if not ipaddress.IPv4Address(self.host).is_loopback:
+            raise ValueError(f"`{self.host}` is not of this machine alone: 127.x.y.z")
 
     @property
     def address(self) -> str:
         """`ip:port`."""
-        return f"{LOOPBACK}:{self.port}"
+        return f"{self.host}:{self.port}"
 
 
 def engine(kind: Kind, model: str, name: str) -> Starlette:
@@ -162,18 +172,24 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _listener() -> socket.socket:
+def _listener(host: str, port: int) -> socket.socket:
     # Its protocol is spelt out: asyncio turns Nagle's algorithm off only where it reads TCP, and `create_server` says 0.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind((LOOPBACK, 0))
-    listener.listen(1024)
+    # A port that was wanted may still have connections of an engine that is gone.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(1024)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 
 class Engines:
-    """Engines that serve while the context is open, each on a free port of 127.0.0.1.
+    """Engines that serve while the context is open, each at its host and port, or at a free port if it wants 0.
 
-    Goes in: what they shall be, the ports ignored. `endpoints` is the same list with the ports that they got.
+    Goes in: what they shall be. `endpoints` is the same list with the ports that they got.
     """
 
     def __init__(self, wanted: Iterable[Simulated]) -> None:
@@ -183,9 +199,16 @@ class Engines:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        """Listen at all ports; a connection made from here on is answered. Raises OSError if there is no port."""
-        for number, wanted in enumerate(self.endpoints):
-            listener = _listener()
+        """Listen at all ports; a connection made from here on is answered. Raises OSError if a port is not to be had."""
+        listeners: list[socket.socket] = []
+        try:
+            for wanted in self.endpoints:
+                listeners.append(_listener(wanted.host, wanted.port))  # noqa: PERF401 - those before a failure are closed
+        except OSError:
+            for listener in listeners:
+                listener.close()
+            raise
+        for number, (wanted, listener) in enumerate(zip(self.endpoints, listeners, strict=True)):
             app = engine(wanted.kind, wanted.model, wanted.name)
             # `ws="none"`: an upgrade is answered as the ordinary request that it also is.
             config = uvicorn.Config(

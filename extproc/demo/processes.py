@@ -7,7 +7,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 
@@ -26,11 +26,18 @@ class ServerError(Exception):
 class Server:
     """A server of ours that serves while the context is open, on free ports of 127.0.0.1.
 
-    Goes in: further flags of `serve` (a later one wins), a callback for each line that it logs, and how many seconds it
-    may take to be ready. Comes out: its ports, `pid`, `returncode` and the last `lines`.
+    Goes in: further flags of `serve` (a later one wins), a callback for each line that it logs, how many seconds it may
+    take to be ready, and whether to wait `until` then or only until it is listening. Comes out: its ports, `pid`,
+    `returncode` and the last `lines`.
     """
 
-    def __init__(self, *flags: str, on_line: Callable[[str], None] | None = None, patience: float = 30) -> None:
+    def __init__(
+        self,
+        *flags: str,
+        on_line: Callable[[str], None] | None = None,
+        patience: float = 30,
+        until: Literal["listening", "ready"] = "ready",
+    ) -> None:
         """Nothing is started yet."""
         self.grpc_port = 0
         self.grpc_health_port = 0
@@ -42,6 +49,7 @@ class Server:
         self._flags = ["--address", LOOPBACK, *free, *drain, *flags]
         self._on_line = on_line
         self._patience = patience
+        self._until = until
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
@@ -134,9 +142,12 @@ class Server:
             said: Any = msgspec.json.decode(text)
         except msgspec.DecodeError:
             return  # a warning of the interpreter, or a traceback: kept for the error
-        if isinstance(said, dict) and said.get("msg") == "ready":
+        if not isinstance(said, dict):
+            return
+        if said.get("msg") == "listening":
             for name in _PORTS:
                 setattr(self, name, said[name])
+        if said.get("msg") == self._until:
             self._ready.set()
 
 

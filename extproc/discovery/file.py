@@ -14,11 +14,10 @@ import msgspec
 from msgspec import Meta
 
 from extproc.policy.document import Document, DocumentError
-from extproc.policy.types import Endpoint, Model, Pool
+from extproc.policy.types import ROLE_LABEL, Endpoint, Model, Pool
 
 INTERVAL: Final = 0.5
 """Seconds between two looks at a file (design section 5)."""
-ROLE_LABEL: Final = "llm-d.ai/role"
 _MAX_PORT: Final = 65535
 
 Name = Annotated[str, Meta(min_length=1, max_length=253)]

@@ -26,6 +26,7 @@ from extproc.policy.types import (
     InferenceRequest,
     ModelEntry,
     PassThrough,
+    Pool,
     Reason,
     Reject,
     Restrict,
@@ -112,7 +113,12 @@ class Replies:
         if request.scope.hint.endpoints is not None or not request.interpreted:
             return False
         found = candidates(self.snapshot, self.policy, pool, decoding=request.scope.destination)
-        return (not request.model or request.model in found.listed) and all(map(found.knows, request.owners))
+        model = request.model
+        known = not model or model in found.listed or self._rewritten(pool, model)
+        return known and all(map(found.knows, request.owners))
+
+    def _rewritten(self, pool: Pool | None, model: str) -> bool:
+        return pool is not None and pool in self.snapshot.rewrites and model in self.snapshot.rewrites[pool].exact
 
     def _build(self, request: InferenceRequest, attachment: Attachment, phase: Phase, bodiless: bool) -> Reply:  # noqa: FBT001 - the cache's key is by position
         decision = decide(request, self.snapshot, self.policy)
@@ -309,4 +315,6 @@ def _struct(value: dict[str, Any]) -> Struct:
 
 def _essence(request: InferenceRequest) -> InferenceRequest:
     """What the decision on known names depends on, so that requests that differ in the rest share a reply."""
-    return InferenceRequest(request.scope, "POST", "", request.owners, request.param, request.model)
+    return InferenceRequest(
+        request.scope, "POST", "", request.owners, request.param, request.model, fixed_model=request.fixed_model
+    )

@@ -11,6 +11,9 @@ from typing import NamedTuple
 from extproc.policy.config import OWNER, PolicyConfig
 from extproc.policy.types import ANY, Endpoint, Model, ModelEntry, Pool, Snapshot
 
+Models = tuple[str, ...]
+"""What a request may ask an engine for: nothing in particular, one model, or one of those that a rewrite draws from."""
+
 
 class Group(NamedTuple):
     """Endpoints that have an owner and a model in common: how many there are, and which of them are ready."""
@@ -27,7 +30,7 @@ class Candidates:
         self._policy = policy
         self._by_owner: dict[str, list[Endpoint]] = {ANY: []}
         self._models: dict[int, frozenset[str] | None] = {}
-        self._groups: dict[tuple[str, str | None], Group] = {}
+        self._groups: dict[tuple[str, Models], Group] = {}
         lists = set[frozenset[str] | None]()
         for endpoint in endpoints:
             self._by_owner[ANY].append(endpoint)
@@ -43,15 +46,22 @@ class Candidates:
         self.any_listed = any(ids is not None for ids in lists)
         """Whether the models of at least one endpoint are known."""
 
-    def group(self, owner: str, model: str | None) -> Group:
-        """The endpoints of `owner` (`*`: all) that serve `model` or may serve it; None: whatever they serve."""
+    def group(self, owner: str, models: Models = ()) -> Group:
+        """The endpoints of `owner` (`*`: all) that serve `models` or may serve them; empty: whatever they serve.
+
+        Of several models any will do, but an endpoint that serves them all is right whichever the EPP draws: if such ones
+        are ready, only they are.
+        """
         if owner not in self._by_owner:
             return Group(0, ())
         # All models that nobody lists have the same group: a client cannot grow the table with names of its own.
-        key = (owner, model if model is None or model in self.listed else "")
+        key = (owner, tuple(model if model in self.listed else "" for model in models))
         if (group := self._groups.get(key)) is None:
-            serving = [e for e in self._by_owner[owner] if model is None or self._may_serve(e, model)]
-            group = self._groups[key] = Group(len(serving), tuple(e for e in serving if e.ready))
+            every = self._by_owner[owner]
+            serving = [e for e in every if not models or any(self._may_serve(e, model) for model in models)]
+            ready = tuple(e for e in serving if e.ready)
+            whole = tuple(e for e in ready if all(self._may_serve(e, model) for model in models))
+            group = self._groups[key] = Group(len(serving), whole or ready)
         return group
 
     def knows(self, owner: str) -> bool:
@@ -61,13 +71,13 @@ class Candidates:
     @cached_property
     def models_complete(self) -> bool:
         """Whether some models are known, and those of all that is ready."""
-        return self.any_listed and all(self._models[id(e)] is not None for e in self.group(ANY, None).ready)
+        return self.any_listed and all(self._models[id(e)] is not None for e in self.group(ANY).ready)
 
     @cached_property
     def catalogue(self) -> tuple[ModelEntry, ...]:
         """The models of the ready endpoints, one entry per model and owner, in that order."""
         entries: dict[tuple[str, str], ModelEntry] = {}
-        for endpoint in self.group(ANY, None).ready:
+        for endpoint in self.group(ANY).ready:
             owner = engine(endpoint, self._policy)
             for model in models_of(endpoint, self._policy) or ():
                 key = (model.id, owner)
@@ -103,11 +113,28 @@ def union(snapshot: Snapshot) -> tuple[Endpoint, ...]:
 
 
 def engine(endpoint: Endpoint, policy: PolicyConfig) -> str:
-    """Who serves the endpoint: its first engine label, normalised; without one `unlabeledAs` ("" if nobody knows)."""
+    """Who serves the endpoint, normalised: its label or its own word, as the policy orders them, else `unlabeledAs`.
+
+    "" if nobody knows.
+    """
+    for source in policy.match.engine_from:
+        if found := label_engine(endpoint, policy) if source == "label" else probed_engine(endpoint, policy):
+            return found
+    return policy.normal(policy.match.unlabeled_as)
+
+
+def label_engine(endpoint: Endpoint, policy: PolicyConfig) -> str:
+    """The first of its engine labels that is an owner, normalised; "" if it has none."""
     for key in policy.match.owned_by_labels:
         if OWNER.fullmatch(label := policy.normal(endpoint.labels.get(key, ""))):
             return label
-    return policy.normal(policy.match.unlabeled_as)
+    return ""
+
+
+def probed_engine(endpoint: Endpoint, policy: PolicyConfig) -> str:
+    """What it says of itself, normalised; "" if nobody asked it or its answer is no owner."""
+    owner = policy.normal(endpoint.owned_by)
+    return owner if OWNER.fullmatch(owner) else ""
 
 
 def models_of(endpoint: Endpoint, policy: PolicyConfig) -> tuple[Model, ...] | None:

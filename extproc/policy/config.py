@@ -197,7 +197,6 @@ def _duration(kind: type, value: object) -> object:
 def _unsupported(policy: PolicyConfig) -> list[tuple[str, str]]:
     """The keys whose code comes with a later version, where they say anything but their default."""
     asked = {
-        "$.match.engineFrom": "probe" in policy.match.engine_from,
         "$.whenAbsent.action": isinstance(policy.when_absent, Prefer | Split),
         "$.whenUnready.action": isinstance(policy.when_unready, Fallback),
         "$.models": bool(policy.models),

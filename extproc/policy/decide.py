@@ -40,7 +40,7 @@ def decide(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfig) 
     if isinstance(pool, Reject | PassThrough):
         return pool
     found = candidates(snapshot, policy, pool, decoding=request.scope.destination)
-    everything = found.group(ANY, None)
+    everything = found.group(ANY)
     steps.append(Step(f"pool {pool or 'union'}", everything.known, len(everything.ready)))
     if not request.interpreted:
         return _free(request, Reason.PATH_NOT_INTERPRETED, everything, steps)
@@ -50,7 +50,19 @@ def decide(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfig) 
         return listing
     if (refused := _truncated(request, found, policy, steps)) is not None:
         return refused
-    return _route(request, found, policy, steps)
+    return _route(request, engine_models(request, snapshot, pool), found, policy, steps)
+
+
+def engine_models(request: InferenceRequest, snapshot: Snapshot, pool: Pool | None) -> tuple[str, ...]:
+    """What the request's model is to the engines of the pool (None: of all pools): several where the EPP draws one.
+
+    Empty if the request names no model. A model that the rewrite header names is final (facts/epp.md 1.8).
+    """
+    model = request.model
+    if not model or request.fixed_model or not snapshot.rewrites:
+        return (model,) if model else ()
+    rewrites = [snapshot.rewrites[each] for each in ((pool,) if pool else snapshot.pools) if each in snapshot.rewrites]
+    return next((names for rewrite in rewrites if (names := rewrite.of(model)) != (model,)), (model,))
 
 
 def asks_body(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfig) -> bool:
@@ -109,28 +121,31 @@ def _truncated(
     return reject(Reason.BODY_TRUNCATED, message, policy.sources.body[0] if unseen_owner else "model", tuple(steps))
 
 
-def _route(request: InferenceRequest, found: Candidates, policy: PolicyConfig, steps: list[Step]) -> Decision:
-    """The first owner of the request with a ready endpoint that serves the model, or what the policy says instead."""
-    model = request.model if request.model and policy.match.models == "known" else None
-    everything = found.group(ANY, None)
+def _route(
+    request: InferenceRequest, models: tuple[str, ...], found: Candidates, policy: PolicyConfig, steps: list[Step]
+) -> Decision:
+    """The first owner of the request with a ready endpoint that serves a model, or what the policy says instead."""
+    if policy.match.models == "any":
+        models = ()
+    everything = found.group(ANY)
     if not request.owners and isinstance(policy.when_absent, Refuse):
         return _owner_required(policy, steps)
-    if not request.owners and model is None:
+    if not request.owners and not models:
         return _free(request, Reason.OWNER_ABSENT, everything, steps)
     waiting = False
     for owner in request.owners or (ANY,):
-        of_owner = found.group(owner, None)
+        of_owner = found.group(owner)
         if owner != ANY:
             steps.append(Step(f"owner {owner}", len(everything.ready), len(of_owner.ready)))
-        group = found.group(owner, model)
-        if model is not None:
-            steps.append(Step(f"model {model[:_SHOWN]}", len(of_owner.ready), len(group.ready)))
+        group = found.group(owner, models)
+        if models:
+            steps.append(Step(f"model {', '.join(models)[:_SHOWN]}", len(of_owner.ready), len(group.ready)))
         if group.ready:
             return _matched(request, owner, group, everything, steps)
         waiting = waiting or group.known > 0
     if waiting:
         return _not_ready(request, steps)
-    return _unknown(request, found, policy, steps)
+    return _unknown(request, models, found, policy, steps)
 
 
 def _matched(request: InferenceRequest, owner: str, group: Group, everything: Group, steps: list[Step]) -> Decision:
@@ -141,20 +156,21 @@ def _matched(request: InferenceRequest, owner: str, group: Group, everything: Gr
     return _free(request, Reason.OWNER_ANY if request.owners else Reason.OWNER_ABSENT, group, steps)
 
 
-def _unknown(request: InferenceRequest, found: Candidates, policy: PolicyConfig, steps: list[Step]) -> Decision:
+def _unknown(
+    request: InferenceRequest, models: tuple[str, ...], found: Candidates, policy: PolicyConfig, steps: list[Step]
+) -> Decision:
     """No endpoint, ready or not, is what the request names."""
-    everything = found.group(ANY, None)
+    everything = found.group(ANY)
     if not request.owners:
         return _free(request, Reason.MODEL_UNKNOWN, everything, steps)
-    nobody = bool(request.model) and policy.match.models == "known" and request.model not in found.listed
-    if nobody and found.models_complete:
+    if models and found.listed.isdisjoint(models) and found.models_complete:
         if isinstance(policy.when_unknown_model, Refuse):
             message = f"no endpoint serves the model `{request.model[:_SHOWN]}`"
             return reject(Reason.MODEL_NOT_FOUND, message, "model", tuple(steps))
         # The model is let through; the owner still holds.
         freed = msgspec.structs.replace(request, model="")
         if any(found.knows(owner) for owner in request.owners):
-            decision = _route(freed, found, policy, steps)
+            decision = _route(freed, (), found, policy, steps)
             if isinstance(decision, Restrict | PassThrough):
                 return msgspec.structs.replace(decision, reason=Reason.MODEL_UNKNOWN)
             return decision

@@ -13,6 +13,8 @@ import msgspec
 
 ANY: Final = "*"
 """The owner that every endpoint matches."""
+ROLE_LABEL: Final = "llm-d.ai/role"
+"""The pod label that says an endpoint's part in prefill/decode disaggregation (facts/gateways.md 7)."""
 
 
 class Pool(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@
 Ready means that every component is well; alive means that the process answers, before it is ready and while it drains.
 """
 
+import asyncio
 from collections.abc import Iterable
 
 from grpc_health.v1 import health_pb2
@@ -21,6 +22,7 @@ class Health:
     def __init__(self, components: Iterable[str]) -> None:
         """All components unwell."""
         self.servicer = aio.HealthServicer()
+        self.became_ready = asyncio.Event()
         self._components = dict.fromkeys(components, False)
 
     @property
@@ -42,6 +44,8 @@ class Health:
         """Tell all watchers the present state."""
         status = health_pb2.HealthCheckResponse
         serving = status.SERVING if self.ready else status.NOT_SERVING
+        if self.ready:
+            self.became_ready.set()
         for name in READY_NAMES:
             await self.servicer.set(name, serving)
         await self.servicer.set(LIVENESS, status.SERVING)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start, ready, SIGTERM, drain, stop.
 
-    listen -> ready -> (SIGTERM or SIGINT) not ready, still accepting -> drain delay
+    listen -> ready once every component is well -> (SIGTERM or SIGINT) not ready, still accepting -> drain delay
            -> refuse new streams -> the last one ends, or drain timeout -> exit
 
 A second signal skips what is left of the waiting.
@@ -72,13 +72,19 @@ class Lifecycle:
                     group.create_task(http.run_until_stopped())
                 await self._health.set("serving", well=True)
                 ports |= {name: http.port for name, http in self._http.items()}
-                self._logger.info("ready", logger="lifecycle", **ports)
+                self._logger.info("listening", logger="lifecycle", **ports)
+                announcing = group.create_task(self._announce())
                 await self._stop.wait()
+                announcing.cancel()
                 await self._drain(server)
                 for http in self._http.values():
                     http.should_exit = True
             await health_server.stop(0)
         self._logger.info("stopped", logger="lifecycle")
+
+    async def _announce(self) -> None:
+        await self._health.became_ready.wait()
+        self._logger.info("ready", logger="lifecycle")
 
     async def _drain(self, server: grpc.aio.Server) -> None:
         self._logger.info("draining", logger="lifecycle", streams=self._processor.open_streams)

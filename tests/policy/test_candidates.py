@@ -32,6 +32,25 @@ def test_the_engine_is_the_first_label(labels: dict[str, str], text: str, owner:
     assert engine(Endpoint("a", "default", "10.0.0.1", 8000, labels=labels), policy(text)) == owner
 
 
+WORD = {
+    "a label before its word": ("[label, probe]", {"llm-d.ai/engine-type": "sglang"}, "vllm", "sglang"),
+    "its word before a label": ("[probe, label]", {"llm-d.ai/engine-type": "sglang"}, "tgi", "tgi"),
+    "its word without a label": ("[label, probe]", {}, " SGLang ", "sglang"),
+    "its word, aliased": ("[label, probe]", {}, "trtllm", "trtllm-serve"),
+    "a word that is no owner": ("[label, probe]", {}, "my engine", "vllm"),
+    "no word": ("[label, probe]", {}, "", "vllm"),
+    "a word that nobody asked for": ("[label]", {}, "sglang", "vllm"),
+}
+
+
+@pytest.mark.parametrize(("order", "labels", "word", "owner"), WORD.values(), ids=WORD)
+def test_the_engine_s_own_word_counts_where_the_policy_says_so(
+    order: str, labels: dict[str, str], word: str, owner: str
+) -> None:
+    given = Endpoint("a", "default", "10.0.0.1", 8000, labels=labels, owned_by=word)
+    assert engine(given, policy(f"match: {{engineFrom: {order}}}\n")) == owner
+
+
 SERVED: dict[str, tuple[Any, Any, Any]] = {
     "its own list": ((Model("a"),), {"m": "b"}, (Model("a"),)),
     "an empty list is a list": ((), {"m": "b"}, ()),
@@ -49,27 +68,29 @@ def test_the_models_are_its_own_list_or_its_labels(models: Any, labels: dict[str
 V1, V2, S1 = endpoint(1, "vllm", ("a",)), endpoint(2, "vllm", ("b",), ready=False), endpoint(3, "sglang", None)
 
 GROUPS = {
-    "all": ("*", None, Group(3, (V1, S1))),
-    "an owner": ("vllm", None, Group(2, (V1,))),
-    "an owner and a model": ("vllm", "a", Group(1, (V1,))),
-    "none ready": ("vllm", "b", Group(1, ())),
-    "a model that may be there": ("sglang", "a", Group(1, (S1,))),
-    "an unknown model that may be there": ("*", "c", Group(1, (S1,))),
-    "an unknown model": ("vllm", "c", Group(0, ())),
-    "an unknown owner": ("tgi", None, Group(0, ())),
+    "all": ("*", (), Group(3, (V1, S1))),
+    "an owner": ("vllm", (), Group(2, (V1,))),
+    "an owner and a model": ("vllm", ("a",), Group(1, (V1,))),
+    "none ready": ("vllm", ("b",), Group(1, ())),
+    "a model that may be there": ("sglang", ("a",), Group(1, (S1,))),
+    "an unknown model that may be there": ("*", ("c",), Group(1, (S1,))),
+    "an unknown model": ("vllm", ("c",), Group(0, ())),
+    "an unknown owner": ("tgi", (), Group(0, ())),
+    "one of several models": ("vllm", ("a", "b"), Group(2, (V1,))),
+    "of several models those that serve them all": ("*", ("a", "c"), Group(2, (S1,))),
 }
 
 
-@pytest.mark.parametrize(("owner", "model", "group"), GROUPS.values(), ids=GROUPS)
-def test_a_group_is_who_serves_and_who_of_them_is_ready(owner: str, model: str | None, group: Group) -> None:
-    assert Candidates([V1, V2, S1], DEFAULT).group(owner, model) == group
+@pytest.mark.parametrize(("owner", "models", "group"), GROUPS.values(), ids=GROUPS)
+def test_a_group_is_who_serves_and_who_of_them_is_ready(owner: str, models: tuple[str, ...], group: Group) -> None:
+    assert Candidates([V1, V2, S1], DEFAULT).group(owner, models) == group
 
 
 def test_unknown_names_make_no_groups_of_their_own() -> None:
     found = Candidates([V1, V2, S1], DEFAULT)
     for number in range(100):
-        found.group(f"owner-{number}", f"model-{number}")
-        found.group("vllm", f"model-{number}")
+        found.group(f"owner-{number}", (f"model-{number}",))
+        found.group("vllm", (f"model-{number}",))
     assert len(found._groups) == 1
 
 
@@ -143,5 +164,5 @@ def test_candidates_of_a_former_policy_are_forgotten() -> None:
 def test_who_cannot_decode_is_no_candidate_for_decoding() -> None:
     prefill, decode = endpoint(1, "vllm", role="prefill"), endpoint(2, "vllm", role="decode")
     world = snapshot(prefill, decode)
-    assert candidates(world, DEFAULT, CHAT, decoding=True).group("vllm", None) == Group(1, (decode,))
-    assert candidates(world, DEFAULT, CHAT, decoding=False).group("vllm", None) == Group(2, (prefill, decode))
+    assert candidates(world, DEFAULT, CHAT, decoding=True).group("vllm") == Group(1, (decode,))
+    assert candidates(world, DEFAULT, CHAT, decoding=False).group("vllm") == Group(2, (prefill, decode))

@@ -155,7 +155,6 @@ def test_a_document_of_another_kind_is_refused(text: str, message: str) -> None:
 
 
 LATER = {
-    "probe": ("match:\n  engineFrom: [label, probe]\n", "line 4, match.engineFrom"),
     "prefer": ("whenAbsent:\n  action: prefer\n  owners: [vllm]\n", "line 4, whenAbsent.action"),
     "split": ("whenAbsent:\n  action: split\n  weights: {vllm: 1}\n", "line 4, whenAbsent.action"),
     "fallback": ("whenUnready:\n  action: fallback\n  owners: [vllm]\n", "line 4, whenUnready.action"),

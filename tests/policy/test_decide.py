@@ -20,6 +20,7 @@ from extproc.policy.types import (
     Reason,
     Reject,
     Restrict,
+    Rewrites,
     Scope,
     Snapshot,
     Step,
@@ -380,3 +381,43 @@ def test_the_body_is_asked_for_if_it_could_change_the_decision(
     asked: bool,  # noqa: FBT001 - a column
 ) -> None:
     assert asks_body(asking(*owners, **more), world, policy(text)) is asked
+
+
+ADAPTED = endpoint(6, "vllm", ("base", "v1", "v2"))
+PLAIN = endpoint(7, "vllm", ("base", "v1"))
+REWRITES = Rewrites({"chat": ("v1",), "canary": ("v1", "v2"), "gone": ("v9",)})
+
+REWRITTEN: dict[str, tuple[Rewrites, dict[str, Any], tuple[Any, ...]]] = {
+    "a name for one model": (REWRITES, {"model": "chat"}, ("pod-6", "pod-7", "owner-matched", "vllm")),
+    "a name for a draw of models goes to who serves them all": (
+        REWRITES,
+        {"model": "canary"},
+        ("pod-6", "owner-matched", "vllm"),
+    ),
+    "a name for a model that nobody serves": (REWRITES, {"model": "gone"}, (404, "model-not-found", "model")),
+    "a name without an entry": (REWRITES, {"model": "v2"}, ("pod-6", "owner-matched", "vllm")),
+    "any other name": (Rewrites({}, ("v2",)), {"model": "whatever"}, ("pod-6", "owner-matched", "vllm")),
+    "the rewrite header is final": (
+        REWRITES,
+        {"model": "chat", "fixed_model": True},
+        (404, "model-not-found", "model"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("rewrites", "asked", "expected"), REWRITTEN.values(), ids=REWRITTEN)
+def test_a_rewritten_model_is_matched_as_what_the_engines_call_it(
+    rewrites: Rewrites, asked: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    pools = {CHAT: (ADAPTED, PLAIN)}
+    world = Snapshot(1, (CHAT,), pools, {CHAT: rewrites})
+
+    assert outcome(decide(asking("vllm", **asked), world, policy())) == expected
+
+
+def test_a_rewrite_is_for_its_own_pool() -> None:
+    other = Pool("default", "other")
+    world = Snapshot(1, (CHAT, other), {CHAT: (ADAPTED,), other: (PLAIN,)}, {CHAT: REWRITES})
+    elsewhere = {"scope": Scope(other), "model": "chat"}
+
+    assert outcome(decide(asking("vllm", **elsewhere), world, policy())) == (404, "model-not-found", "model")

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API server, through the official client: its configuration, credentials and transport, and raw JSON.
+
+The client's models are not used: they are slow on large lists (facts/ecosystem.md 4.3). What comes out is bytes, what goes
+wrong is an ApiError with the status that the API server gave, or 0 if it gave none.
+"""
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException, incluster_config, list_kube_config_contexts, load_kube_config
+from yaml import YAMLError
+
+from extproc import __version__
+from extproc.policy.document import DocumentError
+
+CONNECT_TIMEOUT: Final = 10.0
+"""Seconds until a connection must stand."""
+READ_TIMEOUT: Final = 30.0
+"""Seconds within which an answer that is no watch must go on."""
+_IN_CLUSTER: Final = "KUBERNETES_SERVICE_HOST"
+_NAMESPACE_FILE: Final = Path(incluster_config.SERVICE_TOKEN_FILENAME).with_name("namespace")
+_SUCCESS: Final = range(200, 300)
+_SHOWN: Final = 500
+
+Params = dict[str, str]
+
+
+class ConfigError(DocumentError):
+    """The way to an API server cannot be used; the text names the kubeconfig or the service account and what is wrong."""
+
+
+class ApiError(Exception):
+    """The API server refused, or could not be spoken with (`status` 0); `retry_after` in seconds if it said so."""
+
+    def __init__(self, status: int, message: str, retry_after: float | None = None) -> None:
+        """The message is the API server's own where it gave one."""
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class Status(msgspec.Struct):
+    """A Kubernetes Status object, as an error's body and as a watch's ERROR event."""
+
+    message: str = ""
+    reason: str = ""
+    code: int = 0
+
+    def error(self, status: int = 0, retry_after: float | None = None) -> ApiError:
+        """The ApiError that it stands for."""
+        return ApiError(self.code or status, self.message or self.reason or "no reason given", retry_after)
+
+
+class KubernetesApi:
+    """One API server, as one kubeconfig or the pod's own service account reaches it."""
+
+    def __init__(self, kubeconfig: Path | None = None) -> None:
+        """Nothing is read yet. None: as controller-runtime looks for it, $KUBECONFIG, the pod's, ~/.kube/config."""
+        self.namespace = "default"
+        self._kubeconfig = kubeconfig
+        self._configuration = Configuration()
+        # Go's clients do not ask for an Authority Key Identifier, and the certificates of many clusters have none.
+        self._configuration.disable_strict_ssl_verification = True
+        self._client: ApiClient | None = None
+
+    async def connect(self) -> None:
+        """Read the configuration; no connection is made yet. Raises ConfigError."""
+        await self._load()
+        self.namespace = os.environ.get("NAMESPACE") or self._own_namespace()
+        self._client = ApiClient(self._configuration)
+        self._client.user_agent = f"owned-by/{__version__}"
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def renew(self) -> None:
+        """Read the credentials again, for the connections that are made from now on. Raises ApiError."""
+        try:
+            await self._load()
+            if self._configuration.cert_file:
+                context = self._api.rest_client.ssl_context
+                context.load_cert_chain(self._configuration.cert_file, keyfile=self._configuration.key_file)
+        except (ConfigError, OSError) as error:
+            raise ApiError(0, f"the credentials cannot be read again: {error}") from error
+
+    async def get(self, path: str, params: Params) -> bytes:
+        """The body of an answer to GET. Raises ApiError."""
+        return await self._answer("GET", path, params, None)
+
+    async def create(self, path: str, document: dict[str, Any]) -> None:
+        """POST an object. Raises ApiError."""
+        await self._answer("POST", path, {}, document)
+
+    @contextlib.asynccontextmanager
+    async def watch(self, path: str, params: Params, read_timeout: float) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A watch that stands, as the lines that it sends until the API server ends it.
+
+        Raises ApiError, also when nothing comes for `read_timeout` seconds and when it ends inside a line.
+        """
+        with _spoken():
+            response = await self._request("GET", path, params | {"watch": "1"}, None, read_timeout)
+            try:
+                yield _lines(response)
+            finally:
+                response.close()
+
+    @property
+    def _api(self) -> ApiClient:
+        assert self._client is not None
+        return self._client
+
+    async def _answer(self, method: str, path: str, params: Params, document: dict[str, Any] | None) -> bytes:
+        with _spoken():
+            response = await self._request(method, path, params, document, READ_TIMEOUT)
+            try:
+                return await response.read()
+            finally:
+                response.release()
+
+    async def _request(
+        self, method: str, path: str, params: Params, document: dict[str, Any] | None, read_timeout: float
+    ) -> aiohttp.ClientResponse:
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=read_timeout)
+        method, url, headers, body, _ = await self._api.param_serialize(
+            method,
+            path,
+            query_params=list(params.items()),
+            header_params={"Accept": "application/json"},
+            body=document,
+            auth_settings=["BearerToken"],
+        )
+        answer = await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
+        response: aiohttp.ClientResponse = answer.response
+        if response.status in _SUCCESS:
+            return response
+        try:
+            said = await response.content.read(1 << 16)
+        finally:
+            response.close()
+        try:
+            status = msgspec.json.decode(said, type=Status)
+        except (msgspec.MsgspecError, RecursionError):
+            status = Status(message=said[:_SHOWN].decode(errors="replace").strip())
+        # The status line is what a proxy before the API server sets too, its body may say anything.
+        status.code = response.status
+        raise status.error(retry_after=parse_retry_after(response.headers.get("Retry-After", "")))
+
+    async def _load(self) -> None:
+        path = self._file()
+        try:
+            if path is None:
+                incluster_config.load_incluster_config(self._configuration)
+            else:
+                await load_kube_config(path, client_configuration=self._configuration, persist_config=False)
+        except (ConfigException, OSError, YAMLError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{path or 'the service account of this pod'}: {error}") from error
+        keys = self._configuration.api_key
+        if "BearerToken" in keys:  # a token file may end in a line end, a header may not
+            keys["BearerToken"] = keys["BearerToken"].strip()
+
+    def _file(self) -> str | None:
+        """The kubeconfig to read, None for the pod's own service account."""
+        named = str(self._kubeconfig or os.environ.get("KUBECONFIG", ""))
+        if named:
+            return named
+        return None if _IN_CLUSTER in os.environ else str(Path("~/.kube/config").expanduser())
+
+    def _own_namespace(self) -> str:
+        path = self._file()
+        if path is None:
+            try:
+                return _NAMESPACE_FILE.read_text().strip() or "default"
+            except OSError:
+                return "default"
+        _, current = list_kube_config_contexts(path)
+        return str(current["context"].get("namespace") or "default")
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Lines of any length: the client's own reader has a longest one."""
+    rest = b""
+    async for chunk in response.content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield line
+    if rest.strip():
+        raise ApiError(0, "the watch ended inside an event")
+
+
+@contextlib.contextmanager
+def _spoken() -> Iterator[None]:
+    """What a connection can come to, as an ApiError."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise ApiError(0, "the API server said nothing in time") from error
+    except ConfigException as error:
+        raise ApiError(0, f"the credentials cannot be read: {error}") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise ApiError(0, f"no connection to the API server: {error or type(error).__name__}") from error
+
+
+def parse_retry_after(text: str) -> float | None:
+    """`Retry-After` in seconds, whether it is a number or a date (RFC 9110 10.2.3); None for anything else."""
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        when = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max((when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0)

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks each endpoint's own `GET /v1/models` what it serves.
+
+    publisher -- complete() --> targets --> timers (a heap) --> queue --> workers --> HTTP
+        ^                                                                    |
+        +------------------------------ on_change() -------------------------+
+
+A target is one endpoint, in however many pools it stands. All of it lives in one event loop and takes no lock.
+"""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+import aiohttp
+from msgspec.structs import replace
+
+from extproc.discovery.asking import JITTER, Asker, ProbeConfig
+from extproc.discovery.listing import Listing
+from extproc.observability.logs import Logger
+from extproc.observability.metrics import Metrics
+from extproc.policy.candidates import label_engine
+from extproc.policy.config import PolicyConfig
+from extproc.policy.types import Endpoint, Pool
+
+_RETRY: Final = 1.0
+_LONGEST_RETRY: Final = 60.0
+"""Seconds after a failure until the next probe: the first (or the interval if that is shorter), doubled by each further
+failure up to the second (or the interval if that is longer)."""
+_SHOWN: Final = 20
+
+
+@dataclass(eq=False, slots=True)
+class _Target:
+    """An endpoint that is followed, and what is known of it; `error` is "" while it answers, `delay` the last backoff."""
+
+    endpoint: Endpoint
+    ready: bool = False
+    met: bool = False
+    tried: bool = False
+    held: bool = False
+    busy: bool = False
+    again: bool = False
+    timer: int = 0
+    listing: Listing | None = None
+    answered: float = 0.0
+    error: str = ""
+    delay: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class _View:
+    """An endpoint as it came, as it went out, and what of its target it went out with."""
+
+    base: Endpoint
+    target: _Target
+    shown: Endpoint
+    listing: Listing | None = None
+    held: bool = False
+
+
+class Probe:
+    """Follows the endpoints whose models are not given, and completes them with what they say of themselves."""
+
+    def __init__(
+        self,
+        config: ProbeConfig,
+        on_change: Callable[[], None],
+        policy: Callable[[], PolicyConfig],
+        metrics: Metrics,
+        logger: Logger,
+    ) -> None:
+        """Nothing is followed yet. `on_change` is called, from the loop, whenever `complete` would say something new.
+
+        Raises OSError (ssl.SSLError is one) if `ca_file` cannot be used.
+        """
+        self._config = config
+        self._asker = Asker(config)
+        self._on_change = on_change
+        self._policy = policy
+        self._metrics = metrics
+        self._logger = logger.bind(logger="probe")
+        self._views: dict[int, _View] = {}
+        self._targets: dict[tuple[str, str, str], _Target] = {}
+        self._untried: set[_Target] = set()
+        self._disagreeing: set[_Target] = set()
+        # Many replicas say the same: they share one answer, which goes when the last of them does.
+        self._listings: WeakValueDictionary[tuple[object, ...], Listing] = WeakValueDictionary()
+        self._timers: list[tuple[float, int, Callable[[_Target, int], None], _Target]] = []
+        self._numbers = itertools.count(1)
+        self._woken = asyncio.Event()
+        self._queue: asyncio.Queue[_Target] = asyncio.Queue()
+        self.settled = asyncio.Event()
+        """Set while no ready endpoint waits for its very first probe to end; endpoints that hang may take long."""
+        self.settled.set()
+
+    def complete(self, endpoints: Mapping[Pool, tuple[Endpoint, ...]]) -> dict[Pool, tuple[Endpoint, ...]]:
+        """Follow those whose models are not given, forget the others, and say what is known of each.
+
+        An endpoint of which nothing changed is the identical object as last time.
+        """
+        if not self._config.interval:
+            return dict(endpoints)
+        # The views hold the endpoints of last time, so that an id among their keys means that very object.
+        known = self._views
+        views: dict[int, _View] = {}
+        for members in endpoints.values():
+            for endpoint in members:
+                if endpoint.models is None:
+                    key = id(endpoint)
+                    views[key] = known.get(key) or views.get(key) or self._view(endpoint)
+        if views.keys() != known.keys():
+            self._follow(views)
+        shown = {key: _shown(view) for key, view in views.items()}
+        return {pool: tuple([shown.get(id(e), e) for e in members]) for pool, members in endpoints.items()}
+
+    async def run(self) -> None:
+        """Probe for ever, until cancelled. To be called once."""
+        if not self._config.interval:
+            await asyncio.Event().wait()
+        async with self._asker.open() as session, asyncio.TaskGroup() as group:
+            for _ in range(self._config.concurrency):
+                group.create_task(self._work(session))
+            await self._dispatch()
+
+    def status(self) -> dict[str, Any]:
+        """Counts for `/statusz`, and the first twenty endpoints that fail with their errors."""
+        failing = [target for target in self._targets.values() if target.error]
+        return {
+            "followed": len(self._targets),
+            "answered": sum(target.listing is not None for target in self._targets.values()),
+            "failing": len(failing),
+            "failures": [{"destination": t.endpoint.destination, "error": t.error} for t in failing[:_SHOWN]],
+        }
+
+    # what is followed
+
+    def _view(self, endpoint: Endpoint) -> _View:
+        """A new view of an endpoint that came as a new object; its target stays if the endpoint has only changed."""
+        key = (endpoint.namespace, endpoint.name, endpoint.destination)
+        target = self._targets.get(key)
+        if target is None:
+            target = self._targets[key] = _Target(endpoint)
+        target.endpoint = endpoint
+        self._compare(target)
+        return _View(endpoint, target, endpoint)
+
+    def _follow(self, views: dict[int, _View]) -> None:
+        self._views = views
+        followed = {view.target for view in views.values()}
+        ready = {view.target for view in views.values() if view.base.ready}
+        # An address that comes back is another server's: nothing of a target outlives it.
+        for key in [key for key, target in self._targets.items() if target not in followed]:
+            target = self._targets.pop(key)
+            target.listing = None
+            self._stop(target)
+            self._compare(target)
+        for target in followed:
+            if target not in ready:
+                self._stop(target)
+            elif not target.ready:
+                self._start(target)
+        self._settle()
+
+    def _start(self, target: _Target) -> None:
+        target.ready = True
+        target.delay = 0.0
+        if not target.met:
+            target.met = True
+            # Until its models are known it would be eligible for every model, and a request for one that it does not
+            # serve would get the engine's 404.
+            target.held = self._config.hold > 0
+            self._at(time.monotonic() + self._config.hold, self._release, target)
+        if not target.tried:
+            self._untried.add(target)
+        if target.busy:
+            target.again = True  # what it is being asked may have been said before it was ready
+        else:
+            self._probe_after(0.0, target)
+
+    def _stop(self, target: _Target) -> None:
+        target.ready = False
+        target.timer = 0
+        self._untried.discard(target)
+
+    def _settle(self) -> None:
+        if self._untried:
+            self.settled.clear()
+        else:
+            self.settled.set()
+
+    # when something is due
+
+    def _at(self, moment: float, action: Callable[[_Target, int], None], target: _Target) -> int:
+        """Call `action` with the target and the number that comes back, at `moment` or soon after."""
+        number = next(self._numbers)
+        heapq.heappush(self._timers, (moment, number, action, target))
+        if self._timers[0][1] == number:
+            self._woken.set()
+        return number
+
+    def _probe_after(self, seconds: float, target: _Target) -> None:
+        target.timer = self._at(time.monotonic() + seconds, self._probe, target)
+
+    async def _dispatch(self) -> None:
+        while True:
+            self._woken.clear()
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                _, number, action, target = heapq.heappop(self._timers)
+                action(target, number)
+            left = self._timers[0][0] - time.monotonic() if self._timers else None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._woken.wait()
+
+    def _probe(self, target: _Target, number: int) -> None:
+        if target.timer == number:  # else it was put off, or the target is not ready any more
+            target.busy = True
+            self._queue.put_nowait(target)
+
+    def _release(self, target: _Target, _: int) -> None:
+        if target.held:
+            target.held = False
+            self._changed(target)
+
+    def _expire(self, target: _Target, _: int) -> None:
+        """Forget the answer unless there is a newer one. An endpoint that is not ready keeps its: nobody asks it."""
+        if target.ready and target.listing and time.monotonic() >= target.answered + self._config.keep:
+            target.listing = None
+            self._compare(target)
+            self._changed(target)
+
+    def _changed(self, target: _Target) -> None:
+        if target.ready:
+            self._on_change()
+
+    # one probe
+
+    async def _work(self, session: aiohttp.ClientSession) -> None:
+        while True:
+            target = await self._queue.get()
+            target.again = False
+            if target.ready:
+                outcome = await self._asker.ask(session, target.endpoint.destination)
+                self._metrics.probes.labels("ok" if isinstance(outcome, Listing) else "failed").inc()
+                if target.ready and not target.again:  # else it says nothing of the server that is there now
+                    self._heard(target, outcome)
+            target.busy = False
+            if target.ready:
+                wait = 0.0 if target.again else target.delay or self._config.interval
+                # Jitter, so that they do not all come at once.
+                self._probe_after(wait * random.uniform(1 - JITTER, 1 + JITTER), target)  # noqa: S311 - no secret
+
+    def _heard(self, target: _Target, outcome: Listing | str) -> None:
+        target.tried = True
+        self._untried.discard(target)
+        self._settle()
+        news, target.held = target.held, False
+        if isinstance(outcome, Listing):
+            listing = self._listings.setdefault(outcome.kind, outcome)
+            news = news or listing is not target.listing
+            target.listing = listing
+            target.answered = time.monotonic()
+            target.delay = 0.0
+            if target.error:
+                self._logger.info("the endpoint answers again", **_names(target))
+            target.error = ""
+            self._compare(target)
+        else:
+            interval = self._config.interval
+            target.delay = min(max(2 * target.delay, min(_RETRY, interval)), max(_LONGEST_RETRY, interval))
+            if not target.error:
+                self._logger.warning("the endpoint does not say what it serves", **_names(target), error=outcome)
+            target.error = outcome
+            if target.listing:
+                self._at(target.answered + self._config.keep, self._expire, target)
+        if news:
+            self._on_change()
+
+    def _compare(self, target: _Target) -> None:
+        """See whether the engine's own word contradicts the label; after a new policy, at the next answer."""
+        policy = self._policy()
+        said = policy.normal(target.listing.owned_by) if target.listing else ""
+        label = label_engine(target.endpoint, policy) if said else ""
+        differ = bool(label) and label != said
+        if differ == (target in self._disagreeing):
+            return
+        if differ:
+            self._disagreeing.add(target)
+            self._logger.warning("label and engine disagree", **_names(target), label=label, owned_by=said)
+        else:
+            self._disagreeing.remove(target)
+        self._metrics.disagreements.set(len(self._disagreeing))
+
+
+def _shown(view: _View) -> Endpoint:
+    """The endpoint completed; the same object as last time if it is to say the same."""
+    target = view.target
+    if view.listing is not target.listing or view.held is not target.held:
+        view.listing, view.held = target.listing, target.held
+        view.shown = view.base
+        if view.listing:
+            view.shown = replace(view.base, owned_by=view.listing.owned_by, models=view.listing.models)
+        elif view.held and view.base.ready:
+            view.shown = replace(view.base, ready=False)
+    return view.shown
+
+
+def _names(target: _Target) -> dict[str, str]:
+    endpoint = target.endpoint
+    return {"endpoint": f"{endpoint.namespace}/{endpoint.name}", "destination": endpoint.destination}
+
+
+__all__ = ["Probe", "ProbeConfig"]

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One resource in one namespace, kept as the API server has it: list, then watch from there.
+
+    LIST --all pages--> WATCH --the server's time is up--> WATCH from where it was
+      ^                   |
+      +------ 410 --------+          any other failure: wait, then go on from where it was
+
+Until a list is complete, what was known stays; then the difference is applied, so that nothing that vanished in between is
+kept. The contract is the Kubernetes API's ("Efficient detection of changes", "Retrieving large results sets in chunks").
+"""
+
+import asyncio
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from extproc.discovery.kubernetes import ApiError, KubernetesApi, Status
+from extproc.discovery.objects import Kind, KubernetesObject, Metadata, Resource
+from extproc.observability.logs import Logger
+from extproc.observability.metrics import Metrics
+
+T = TypeVar("T", bound=KubernetesObject)
+
+PAGE: Final = 500
+"""Objects a page of a list."""
+_BURIED: Final = 1024
+"""How many deleted objects are remembered, so that late news of one does not bring it back."""
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _GONE, _TOO_MANY = 401, 403, 404, 410, 429
+_REASONS: Final = {
+    0: "broken",
+    _UNAUTHORIZED: "unauthorized",
+    _FORBIDDEN: "forbidden",
+    _NOT_FOUND: "not-found",
+    _GONE: "expired",
+    _TOO_MANY: "throttled",
+}
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """How long things may take, in seconds.
+
+    The API server is asked to end a watch after `watch` (up to a quarter less, so that reflectors do not begin anew together);
+    one that is silent for `grace` longer hangs. Short, because a connection that is cut without a word shows in nothing else.
+    """
+
+    watch: float = 40.0
+    grace: float = 5.0
+    short: float = 1.0
+    least: float = 0.5
+    most: float = 30.0
+    longest_retry_after: float = 300.0
+
+
+class Reflector(Generic[T]):
+    """The objects of one resource; `on_change(old, new)` hears of each that came (old None), changed or went (new None)."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is joined to
+        self,
+        api: KubernetesApi,
+        resource: Resource,
+        namespace: str,
+        on_change: Callable[[T | None, T | None], None],
+        metrics: Metrics,
+        logger: Logger,
+        *,
+        timing: Timing = Timing(),  # noqa: B008 - frozen
+    ) -> None:
+        """Nothing is asked yet. An empty namespace means all of them."""
+        self.objects: dict[tuple[str, str], T] = {}
+        self.synced = asyncio.Event()
+        self.error: str | None = None
+        self._api = api
+        self._resource = resource
+        self._namespace = namespace
+        self._on_change = on_change
+        self._logger = logger.bind(logger="reflector", resource=resource.name, namespace=namespace or "*")
+        self._timing = timing
+        self._kind = resource.kinds[0]
+        self._version = ""
+        self._buried: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._failures = 0
+        self._heard_at: float | None = None
+        labels = (resource.name, namespace)
+        self._restarts = metrics.watch_restarts
+        self._last_event = metrics.watch_last_event.labels(*labels)
+        self._unreadable = metrics.unreadable_objects.labels(resource.name)
+        started = time.monotonic()
+        metrics.watch_staleness.labels(*labels).set_function(lambda: time.monotonic() - (self._heard_at or started))
+
+    def status(self) -> dict[str, Any]:
+        """For people: what is known, how long ago the API server last said anything, and what is wrong."""
+        age = None if self._heard_at is None else round(time.monotonic() - self._heard_at, 1)
+        return {"objects": len(self.objects), "synced": self.synced.is_set(), "age_seconds": age, "error": self.error}
+
+    async def run(self) -> None:
+        """Follow the resource, for ever."""
+        while True:
+            try:
+                if not self._version:
+                    await self._list()
+                await self._watch()
+            except ApiError as error:
+                await asyncio.sleep(await self._failed(error))
+            except Exception as error:
+                self._logger.exception("internal error")
+                self._version = ""  # whatever it is: begin anew, and go on following
+                await asyncio.sleep(await self._failed(ApiError(0, f"internal error: {error!r}")))
+
+    async def _list(self) -> None:
+        """Ask for everything, in the first version that is served, and apply the difference."""
+        for number, kind in enumerate(self._resource.kinds, 1):
+            try:
+                found, version = await self._pages(kind)
+            except ApiError as error:
+                if error.status == _NOT_FOUND and number < len(self._resource.kinds):
+                    continue
+                raise
+            self._kind = kind
+            break
+        old, self.objects = self.objects, found
+        self._buried.clear()
+        self._heard()
+        self._version = version
+        for key in old.keys() | found.keys():
+            before, after = old.get(key), found.get(key)
+            if before is None or after is None or before != after:
+                self._on_change(before, after)
+        self._well()
+
+    async def _pages(self, kind: Kind) -> tuple[dict[tuple[str, str], T], str]:
+        found: dict[tuple[str, str], T] = {}
+        params = self._params() | {"limit": str(PAGE)}
+        while True:
+            body = await self._api.get(kind.path(self._resource.name, self._namespace), params)
+            try:
+                page = msgspec.json.decode(body, type=_Page)
+            except (msgspec.MsgspecError, RecursionError) as error:
+                raise ApiError(0, f"the list cannot be read: {error}") from error
+            for raw in page.items or ():
+                metadata, one = self._read(raw, kind)
+                if one is not None:
+                    found[metadata.key] = one
+            if not page.metadata.next:
+                return found, page.metadata.resource_version
+            params["continue"] = page.metadata.next
+
+    async def _watch(self) -> None:
+        """Take events until the API server ends the watch. Raises ApiError."""
+        timing = self._timing
+        seconds = timing.watch * random.uniform(0.75, 1.0)  # noqa: S311 - jitter
+        params = self._params() | {
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version,
+            "timeoutSeconds": str(max(round(seconds), 1)),
+        }
+        path = self._kind.path(self._resource.name, self._namespace)
+        started, events = time.monotonic(), 0
+        async with self._api.watch(path, params, seconds + timing.grace) as lines:
+            self._heard()
+            self._well()
+            async for line in lines:
+                self._event(line)
+                events += 1
+                self._failures = 0
+        if not events and time.monotonic() - started < timing.short:
+            raise ApiError(0, "the watch ended as soon as it began")
+        self._failures = 0
+        self._count("ended")
+        if self._kind is not self._resource.kinds[0]:
+            self._version = ""  # an older version is what there was: the newer one may be served by now
+
+    def _event(self, line: bytes) -> None:
+        """Apply one event."""
+        try:
+            event = msgspec.json.decode(line, type=_Event)
+            if event.type == "ERROR":
+                raise msgspec.json.decode(event.object, type=Status).error()
+            if event.type == "BOOKMARK":
+                self._heard(msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version)
+                return
+            metadata, one = self._read(event.object, self._kind)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise ApiError(0, f"the watch sent what is no event: {error}") from error
+        self._heard(metadata.resource_version)
+        self._last_event.set_to_current_time()
+        key, version = metadata.key, metadata.resource_version
+        before = self.objects.get(key)
+        known = before.metadata.resource_version if before else self._buried.get(key, "")
+        gone = event.type == "DELETED"
+        # A repeated or late event tells nothing new; a deletion may bear the version of the object's last change.
+        if _older(version, known) or (version == known and not (gone and before)):
+            return
+        if gone or one is None:
+            self.objects.pop(key, None)
+            self._buried[key] = version
+            if len(self._buried) > _BURIED:
+                self._buried.popitem(last=False)
+        else:
+            self.objects[key] = one
+        if before is not None or (one is not None and not gone):
+            self._on_change(before, None if gone else one)
+
+    def _read(self, raw: msgspec.Raw, kind: Kind) -> tuple[Metadata, T | None]:
+        """An object and its metadata; one that does not have its kind's shape is told and left out."""
+        try:
+            one: T = msgspec.json.decode(raw, type=kind.shape)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            metadata = msgspec.json.decode(raw, type=_Named).metadata
+            self._unreadable.inc()
+            self._logger.warning("object left out", name=metadata.name, error=str(error))
+            return metadata, None
+        return one.metadata, one
+
+    async def _failed(self, error: ApiError) -> float:
+        """Tell of a failure and prepare to go on; how many seconds to wait first."""
+        self._count(_REASONS.get(error.status, "error"))
+        if error.status == _GONE:
+            self._version = ""
+            if not self._failures:  # the ordinary end of a long silence: no reason to wait
+                self._failures = 1
+                self._logger.info("expired, listing again")
+                return 0.0
+        if error.status == _UNAUTHORIZED:
+            try:
+                await self._api.renew()
+            except ApiError as renewal:
+                error = renewal
+        delay = self._delay(error.retry_after)
+        if self._resource.optional and error.status in (_FORBIDDEN, _NOT_FOUND):
+            self._do_without(error)
+            delay = self._timing.most
+        text = self._words(error)
+        if text != self.error:
+            self._logger.warning("the API server fails", error=text, seconds=round(delay, 1))
+        self.error = text
+        return delay
+
+    def _do_without(self, error: ApiError) -> None:
+        """The cluster has no such resource, or keeps it to itself: go on as if there were none of them."""
+        self._version = ""
+        if error.status == _NOT_FOUND:
+            old, self.objects = self.objects, {}
+            for one in old.values():
+                self._on_change(one, None)
+        self.synced.set()
+
+    def _delay(self, retry_after: float | None) -> float:
+        timing = self._timing
+        bound = min(timing.most, timing.least * 2**self._failures)
+        self._failures = min(self._failures + 1, 16)
+        if retry_after is not None:
+            return min(retry_after, timing.longest_retry_after)
+        return max(timing.least, random.uniform(bound / 2, bound))  # noqa: S311 - jitter
+
+    def _words(self, error: ApiError) -> str:
+        if error.status != _FORBIDDEN:
+            return str(error)
+        verb = "watch" if self._version else "list"
+        where = f"namespace {self._namespace}" if self._namespace else "all namespaces"
+        return f"the permission to {verb} {self._resource.name} in {where} is missing: {error}"
+
+    def _params(self) -> dict[str, str]:
+        return {"fieldSelector": self._resource.field_selector} if self._resource.field_selector else {}
+
+    def _heard(self, version: str = "") -> None:
+        """The API server spoke; a watch that breaks goes on from the latest version that it named."""
+        self._heard_at = time.monotonic()
+        if version and not _older(version, self._version):
+            self._version = version
+
+    def _well(self) -> None:
+        if self.error is not None:
+            self._logger.info("the API server answers again")
+        self.error = None
+        self.synced.set()
+
+    def _count(self, reason: str) -> None:
+        self._restarts.labels(self._resource.name, self._namespace, reason).inc()
+
+
+class _ListMetadata(msgspec.Struct, frozen=True):
+    resource_version: str = msgspec.field(name="resourceVersion", default="")
+    next: str = msgspec.field(name="continue", default="")
+
+
+class _Page(msgspec.Struct, frozen=True):
+    metadata: _ListMetadata
+    items: tuple[msgspec.Raw, ...] | None = None
+
+
+class _Event(msgspec.Struct, frozen=True):
+    type: str
+    object: msgspec.Raw
+
+
+class _Named(msgspec.Struct, frozen=True):
+    metadata: Metadata
+
+
+class _Bookmark(msgspec.Struct, frozen=True):
+    metadata: _ListMetadata
+
+
+def _older(version: str, than: str) -> bool:
+    """Whether a resource version comes before another: they are decimal numbers that grow, as far as they are comparable."""
+    return version.isdecimal() and than.isdecimal() and int(version) < int(than)
