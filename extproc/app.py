@@ -64,7 +64,7 @@ class App:
         self._logger = make_logger(settings.log_format, settings.log_level)
         self._metrics = Metrics()
         self._policy = PolicyStore()
-        self._store = SnapshotStore(self._metrics.show)
+        self._store = SnapshotStore(self._show)
         self._started = time.time()
         self._listed: dict[Pool, tuple[Endpoint, ...]] = {}
         self._endpoints: Callable[[], Mapping[Pool, tuple[Endpoint, ...]]] = lambda: self._listed
@@ -186,6 +186,10 @@ class App:
     def _publish(self) -> None:
         """Make what the sources know by now the current snapshot."""
         self._store.replace(self._probe.complete(self._endpoints()), self._rewrites())
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self._metrics.show(snapshot)
+        self._logger.debug("snapshot", logger="app", generation=snapshot.generation)
 
     def _list_endpoints(self, text: bytes) -> None:
         self._listed = parse_endpoints(text)

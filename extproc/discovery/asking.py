@@ -36,7 +36,7 @@ class ProbeConfig(msgspec.Struct, frozen=True, kw_only=True):
     ca_file: Path | None = None
     insecure_skip_verify: bool = False
     token_file: Path | None = None
-    concurrency: int = 16
+    concurrency: int = 64
     max_bytes: int = 1_048_576
     keep: float = 300.0
     hold: float = 1.0

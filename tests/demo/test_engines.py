@@ -3,8 +3,10 @@
 
 import asyncio
 import hashlib
+import socket
 from collections.abc import AsyncIterator
 
+import aiohttp
 import msgspec
 import pytest
 
@@ -160,3 +162,43 @@ async def test_nothing_listens_any_more_when_the_engines_are_closed() -> None:
         port = running.endpoints[0].port
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
+
+
+async def owners(engines: list[Simulated]) -> list[str]:
+    async with aiohttp.ClientSession(trust_env=False) as session:
+        answers = [await session.get(f"http://{engine.address}/v1/models") for engine in engines]
+        return [(await answer.json())["data"][0]["owned_by"] for answer in answers]
+
+
+async def test_engines_on_different_addresses_share_a_port_as_pods_do() -> None:
+    async with Engines([Simulated("a", "vllm", "m", host="127.1.2.3")]) as first:
+        port = first.endpoints[0].port
+        async with Engines([Simulated("b", "sglang", "m", port, "127.1.2.4")]) as second:
+            engines = first.endpoints + second.endpoints
+
+            assert [engine.address for engine in engines] == [f"127.1.2.3:{port}", f"127.1.2.4:{port}"]
+            assert await owners(engines) == ["vllm", "sglang"]
+
+
+async def test_an_engine_comes_back_at_the_port_that_it_had() -> None:
+    wanted = Simulated("a", "vllm", "m")
+    for _ in range(2):
+        async with Engines([wanted]) as running:
+            wanted = running.endpoints[0]
+
+            assert await owners([wanted]) == ["vllm"]
+
+
+async def test_a_port_that_is_taken_is_an_error_and_leaves_nothing_listening() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        wanted = [Simulated("a", "vllm", "m", port, "127.1.2.3"), Simulated("b", "vllm", "m", port)]
+        with pytest.raises(OSError, match="in use"):
+            await Engines(wanted).__aenter__()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.1.2.3", port)
+
+
+def test_an_engine_cannot_listen_for_other_machines() -> None:
+    with pytest.raises(ValueError, match=r"`0\.0\.0\.0` is not of this machine alone: 127\.x\.y\.z"):
+        Simulated("a", "vllm", "m", host="0.0.0.0")
