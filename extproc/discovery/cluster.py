@@ -5,6 +5,7 @@ A change of a pod costs a look at the pools of its namespace, not at the other p
 """
 
 from collections.abc import Callable
+from itertools import chain
 
 from extproc.discovery.objects import InferenceModelRewrite, InferencePool, InferencePoolV1, InferencePoolV1alpha2, Pod
 from extproc.discovery.objects import rewrites as join_rewrites
@@ -32,7 +33,7 @@ class Cluster:
         """Each pool's endpoints; a pool that has not changed keeps its tuple."""
         for pool, members in self._members.items():
             if pool not in self._endpoints:
-                self._endpoints[pool] = tuple(endpoint for endpoints in members.values() for endpoint in endpoints)
+                self._endpoints[pool] = tuple(chain.from_iterable(members.values()))
         return {pool: self._endpoints[pool] for pool in self._members}
 
     def pod_changed(self, old: Pod | None, new: Pod | None) -> None:

@@ -94,6 +94,7 @@ class PolicyMap:
     def _event(self, error: str, one: ConfigMap | None) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         pod = os.environ.get("POD_NAME") or socket.gethostname()
+        effect = "the last good policy stays" if self.loaded.is_set() else "there is no policy yet"
         about = {"apiVersion": "v1", "kind": "ConfigMap", "namespace": self.namespace, "name": self.name}
         if one is not None:
             about |= {"uid": one.metadata.uid, "resourceVersion": one.metadata.resource_version}
@@ -104,7 +105,7 @@ class PolicyMap:
             "involvedObject": about,
             "type": "Warning",
             "reason": "PolicyRefused",
-            "message": f"the last good policy stays: {error}"[:_LONGEST_NOTE],
+            "message": f"{effect}: {error}"[:_LONGEST_NOTE],
             "source": {"component": "owned-by", "host": pod},
             "firstTimestamp": now,
             "lastTimestamp": now,

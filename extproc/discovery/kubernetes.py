@@ -29,6 +29,7 @@ READ_TIMEOUT: Final = 30.0
 _IN_CLUSTER: Final = "KUBERNETES_SERVICE_HOST"
 _NAMESPACE_FILE: Final = Path(incluster_config.SERVICE_TOKEN_FILENAME).with_name("namespace")
 _SUCCESS: Final = range(200, 300)
+_LONGEST: Final = 1 << 16
 _SHOWN: Final = 500
 
 Params = dict[str, str]
@@ -76,7 +77,10 @@ class KubernetesApi:
         """Read the configuration; no connection is made yet. Raises ConfigError."""
         await self._load()
         self.namespace = os.environ.get("NAMESPACE") or self._own_namespace()
-        self._client = ApiClient(self._configuration)
+        try:
+            self._client = ApiClient(self._configuration)
+        except OSError as error:  # of which an ssl.SSLError is one
+            raise ConfigError(f"{self._source}: the certificates cannot be used: {error}") from error
         self._client.user_agent = f"owned-by/{__version__}"
 
     async def close(self) -> None:
@@ -140,12 +144,16 @@ class KubernetesApi:
             body=document,
             auth_settings=["BearerToken"],
         )
+        if "authorization" in headers:  # a token file may end in a line end, a header may not
+            headers["authorization"] = headers["authorization"].strip()
         answer = await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
         response: aiohttp.ClientResponse = answer.response
         if response.status in _SUCCESS:
             return response
         try:
-            said = await response.content.read(1 << 16)
+            said = b""
+            while len(said) < _LONGEST and (chunk := await response.content.read(_LONGEST)):
+                said += chunk
         finally:
             response.close()
         try:
@@ -162,12 +170,10 @@ class KubernetesApi:
             if path is None:
                 incluster_config.load_incluster_config(self._configuration)
             else:
+                _check_there(path)
                 await load_kube_config(path, client_configuration=self._configuration, persist_config=False)
-        except (ConfigException, OSError, YAMLError, ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{path or 'the service account of this pod'}: {error}") from error
-        keys = self._configuration.api_key
-        if "BearerToken" in keys:  # a token file may end in a line end, a header may not
-            keys["BearerToken"] = keys["BearerToken"].strip()
+        except (ConfigException, OSError, YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"{self._source}: {error}") from error
 
     def _file(self) -> str | None:
         """The kubeconfig to read, None for the pod's own service account."""
@@ -175,6 +181,10 @@ class KubernetesApi:
         if named:
             return named
         return None if _IN_CLUSTER in os.environ else str(Path("~/.kube/config").expanduser())
+
+    @property
+    def _source(self) -> str:
+        return self._file() or "the service account of this pod"
 
     def _own_namespace(self) -> str:
         path = self._file()
@@ -210,6 +220,12 @@ def _spoken() -> Iterator[None]:
         raise ApiError(0, f"the credentials cannot be read: {error}") from error
     except (aiohttp.ClientError, OSError) as error:
         raise ApiError(0, f"no connection to the API server: {error or type(error).__name__}") from error
+
+
+def _check_there(paths: str) -> None:
+    """The client takes a kubeconfig that does not exist for an empty one."""
+    if not any(Path(path).expanduser().exists() for path in paths.split(os.pathsep)):
+        raise ConfigException("No such file or directory")
 
 
 def parse_retry_after(text: str) -> float | None:

@@ -15,7 +15,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -39,9 +39,14 @@ _SHOWN: Final = 20
 
 @dataclass(eq=False, slots=True)
 class _Target:
-    """An endpoint that is followed, and what is known of it; `error` is "" while it answers, `delay` the last backoff."""
+    """An endpoint that is followed, and what is known of it.
+
+    `bases` are the objects that it came as, one in each pool, by their ids; `error` is "" while it answers, `delay` is the
+    last backoff.
+    """
 
     endpoint: Endpoint
+    bases: dict[int, Endpoint] = field(default_factory=dict)
     ready: bool = False
     met: bool = False
     tried: bool = False
@@ -54,16 +59,11 @@ class _Target:
     error: str = ""
     delay: float = 0.0
 
-
-@dataclass(eq=False, slots=True)
-class _View:
-    """An endpoint as it came, as it went out, and what of its target it went out with."""
-
-    base: Endpoint
-    target: _Target
-    shown: Endpoint
-    listing: Listing | None = None
-    held: bool = False
+    def completed(self, base: Endpoint) -> Endpoint:
+        """One of its bases with what is known of it."""
+        if self.listing:
+            return replace(base, owned_by=self.listing.owned_by, models=self.listing.models)
+        return replace(base, ready=False) if self.held and base.ready else base
 
 
 class Probe:
@@ -87,7 +87,10 @@ class Probe:
         self._policy = policy
         self._metrics = metrics
         self._logger = logger.bind(logger="probe")
-        self._views: dict[int, _View] = {}
+        self._known: dict[int, Endpoint] = {}
+        self._shown: dict[int, Endpoint] = {}
+        self._touched = set[_Target]()
+        self._news = set[_Target]()
         self._targets: dict[tuple[str, str, str], _Target] = {}
         self._untried: set[_Target] = set()
         self._disagreeing: set[_Target] = set()
@@ -104,22 +107,28 @@ class Probe:
     def complete(self, endpoints: Mapping[Pool, tuple[Endpoint, ...]]) -> dict[Pool, tuple[Endpoint, ...]]:
         """Follow those whose models are not given, forget the others, and say what is known of each.
 
-        An endpoint of which nothing changed is the identical object as last time.
+        An endpoint of which nothing changed is the identical object as last time, and costs little more than that.
         """
         if not self._config.interval:
             return dict(endpoints)
-        # The views hold the endpoints of last time, so that an id among their keys means that very object.
-        known = self._views
-        views: dict[int, _View] = {}
+        # The endpoints of last time are kept, so that an id among their keys means that very object.
+        known, self._known = self._known, {}
         for members in endpoints.values():
-            for endpoint in members:
-                if endpoint.models is None:
-                    key = id(endpoint)
-                    views[key] = known.get(key) or views.get(key) or self._view(endpoint)
-        if views.keys() != known.keys():
-            self._follow(views)
-        shown = {key: _shown(view) for key, view in views.items()}
-        return {pool: tuple([shown.get(id(e), e) for e in members]) for pool, members in endpoints.items()}
+            self._known.update(zip(map(id, members), members, strict=True))
+        for key in self._known.keys() - known.keys():
+            self._enter(key, self._known[key])
+        for key in known.keys() - self._known.keys():
+            self._leave(key, known[key])
+        for target in self._touched:
+            self._follow(target)
+        self._touched.clear()
+        self._settle()
+        for target in self._news:
+            for key, base in target.bases.items():
+                self._shown[key] = target.completed(base)
+        self._news.clear()
+        shown = self._shown.__getitem__
+        return {pool: tuple(map(shown, map(id, members))) for pool, members in endpoints.items()}
 
     async def run(self) -> None:
         """Probe for ever, until cancelled. To be called once."""
@@ -132,7 +141,9 @@ class Probe:
 
     def status(self) -> dict[str, Any]:
         """Counts for `/statusz`, and the first twenty endpoints that fail with their errors."""
-        failing = [target for target in self._targets.values() if target.error]
+        failing = sorted(
+            (target for target in self._targets.values() if target.error), key=lambda target: _key(target.endpoint)
+        )
         return {
             "followed": len(self._targets),
             "answered": sum(target.listing is not None for target in self._targets.values()),
@@ -142,32 +153,36 @@ class Probe:
 
     # what is followed
 
-    def _view(self, endpoint: Endpoint) -> _View:
-        """A new view of an endpoint that came as a new object; its target stays if the endpoint has only changed."""
-        key = (endpoint.namespace, endpoint.name, endpoint.destination)
-        target = self._targets.get(key)
-        if target is None:
-            target = self._targets[key] = _Target(endpoint)
-        target.endpoint = endpoint
+    def _enter(self, key: int, endpoint: Endpoint) -> None:
+        """An endpoint came, as a new object; its target stays if it has only changed."""
+        self._shown[key] = endpoint
+        if endpoint.models is not None:
+            return
+        target = self._targets.setdefault(_key(endpoint), _Target(endpoint))
+        target.endpoint = target.bases[key] = endpoint
         self._compare(target)
-        return _View(endpoint, target, endpoint)
+        self._touched.add(target)
 
-    def _follow(self, views: dict[int, _View]) -> None:
-        self._views = views
-        followed = {view.target for view in views.values()}
-        ready = {view.target for view in views.values() if view.base.ready}
-        # An address that comes back is another server's: nothing of a target outlives it.
-        for key in [key for key, target in self._targets.items() if target not in followed]:
-            target = self._targets.pop(key)
+    def _leave(self, key: int, endpoint: Endpoint) -> None:
+        """An object of last time is not among those of this time."""
+        del self._shown[key]
+        if endpoint.models is None:
+            target = self._targets[_key(endpoint)]
+            del target.bases[key]
+            self._touched.add(target)
+
+    def _follow(self, target: _Target) -> None:
+        """Begin or end what the target's present bases ask for."""
+        self._news.add(target)
+        if not target.bases:  # an address that comes back is another server's: nothing outlives it
+            del self._targets[_key(target.endpoint)]
             target.listing = None
             self._stop(target)
             self._compare(target)
-        for target in followed:
-            if target not in ready:
-                self._stop(target)
-            elif not target.ready:
-                self._start(target)
-        self._settle()
+        elif not any(base.ready for base in target.bases.values()):
+            self._stop(target)
+        elif not target.ready:
+            self._start(target)
 
     def _start(self, target: _Target) -> None:
         target.ready = True
@@ -238,6 +253,7 @@ class Probe:
             self._changed(target)
 
     def _changed(self, target: _Target) -> None:
+        self._news.add(target)
         if target.ready:
             self._on_change()
 
@@ -282,7 +298,7 @@ class Probe:
             if target.listing:
                 self._at(target.answered + self._config.keep, self._expire, target)
         if news:
-            self._on_change()
+            self._changed(target)
 
     def _compare(self, target: _Target) -> None:
         """See whether the engine's own word contradicts the label; after a new policy, at the next answer."""
@@ -300,17 +316,8 @@ class Probe:
         self._metrics.disagreements.set(len(self._disagreeing))
 
 
-def _shown(view: _View) -> Endpoint:
-    """The endpoint completed; the same object as last time if it is to say the same."""
-    target = view.target
-    if view.listing is not target.listing or view.held is not target.held:
-        view.listing, view.held = target.listing, target.held
-        view.shown = view.base
-        if view.listing:
-            view.shown = replace(view.base, owned_by=view.listing.owned_by, models=view.listing.models)
-        elif view.held and view.base.ready:
-            view.shown = replace(view.base, ready=False)
-    return view.shown
+def _key(endpoint: Endpoint) -> tuple[str, str, str]:
+    return endpoint.namespace, endpoint.name, endpoint.destination
 
 
 def _names(target: _Target) -> dict[str, str]:

@@ -13,7 +13,7 @@ import asyncio
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -68,6 +68,7 @@ class Reflector(Generic[T]):
         logger: Logger,
         *,
         timing: Timing = Timing(),  # noqa: B008 - frozen
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """Nothing is asked yet. An empty namespace means all of them."""
         self.objects: dict[tuple[str, str], T] = {}
@@ -79,8 +80,10 @@ class Reflector(Generic[T]):
         self._on_change = on_change
         self._logger = logger.bind(logger="reflector", resource=resource.name, namespace=namespace or "*")
         self._timing = timing
+        self._sleep = sleep
         self._kind = resource.kinds[0]
         self._version = ""
+        self._listed = ""
         self._buried: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._failures = 0
         self._heard_at: float | None = None
@@ -100,15 +103,23 @@ class Reflector(Generic[T]):
         """Follow the resource, for ever."""
         while True:
             try:
-                if not self._version:
-                    await self._list()
-                await self._watch()
-            except ApiError as error:
-                await asyncio.sleep(await self._failed(error))
+                delay = await self._turn()
             except Exception as error:
                 self._logger.exception("internal error")
                 self._version = ""  # whatever it is: begin anew, and go on following
-                await asyncio.sleep(await self._failed(ApiError(0, f"internal error: {error!r}")))
+                delay = await self._failed(ApiError(0, f"internal error: {error!r}"))
+            if delay:
+                await self._sleep(delay)
+
+    async def _turn(self) -> float:
+        """List, if need be, and watch once; how many seconds to wait before the next turn."""
+        try:
+            if not self._version:
+                await self._list()
+            await self._watch()
+        except ApiError as error:
+            return await self._failed(error)
+        return 0.0
 
     async def _list(self) -> None:
         """Ask for everything, in the first version that is served, and apply the difference."""
@@ -121,14 +132,11 @@ class Reflector(Generic[T]):
                 raise
             self._kind = kind
             break
-        old, self.objects = self.objects, found
         self._buried.clear()
         self._heard()
-        self._version = version
-        for key in old.keys() | found.keys():
-            before, after = old.get(key), found.get(key)
-            if before is None or after is None or before != after:
-                self._on_change(before, after)
+        self._version = self._listed = version
+        for key in self.objects | found:
+            self._put(key, found.get(key))
         self._well()
 
     async def _pages(self, kind: Kind) -> tuple[dict[tuple[str, str], T], str]:
@@ -138,12 +146,10 @@ class Reflector(Generic[T]):
             body = await self._api.get(kind.path(self._resource.name, self._namespace), params)
             try:
                 page = msgspec.json.decode(body, type=_Page)
+                read = [self._read(raw, kind) for raw in page.items or ()]
             except (msgspec.MsgspecError, RecursionError) as error:
                 raise ApiError(0, f"the list cannot be read: {error}") from error
-            for raw in page.items or ():
-                metadata, one = self._read(raw, kind)
-                if one is not None:
-                    found[metadata.key] = one
+            found |= {metadata.key: one for metadata, one in read if one is not None}
             if not page.metadata.next:
                 return found, page.metadata.resource_version
             params["continue"] = page.metadata.next
@@ -158,17 +164,18 @@ class Reflector(Generic[T]):
             "timeoutSeconds": str(max(round(seconds), 1)),
         }
         path = self._kind.path(self._resource.name, self._namespace)
-        started, events = time.monotonic(), 0
-        async with self._api.watch(path, params, seconds + timing.grace) as lines:
-            self._heard()
-            self._well()
-            async for line in lines:
-                self._event(line)
-                events += 1
+        started, since = time.monotonic(), self._version
+        try:
+            async with self._api.watch(path, params, seconds + timing.grace) as lines:
+                self._heard()
+                self._well()
+                async for line in lines:
+                    self._event(line)
+        finally:
+            if lasted := self._version != since or time.monotonic() - started >= timing.short:
                 self._failures = 0
-        if not events and time.monotonic() - started < timing.short:
+        if not lasted:
             raise ApiError(0, "the watch ended as soon as it began")
-        self._failures = 0
         self._count("ended")
         if self._kind is not self._resource.kinds[0]:
             self._version = ""  # an older version is what there was: the newer one may be served by now
@@ -189,20 +196,28 @@ class Reflector(Generic[T]):
         self._last_event.set_to_current_time()
         key, version = metadata.key, metadata.resource_version
         before = self.objects.get(key)
-        known = before.metadata.resource_version if before else self._buried.get(key, "")
+        known = before.metadata.resource_version if before else self._buried.get(key, self._listed)
         gone = event.type == "DELETED"
         # A repeated or late event tells nothing new; a deletion may bear the version of the object's last change.
         if _older(version, known) or (version == known and not (gone and before)):
             return
         if gone or one is None:
-            self.objects.pop(key, None)
             self._buried[key] = version
+            self._buried.move_to_end(key)
             if len(self._buried) > _BURIED:
                 self._buried.popitem(last=False)
+        self._put(key, None if gone else one)
+
+    def _put(self, key: tuple[str, str], new: T | None) -> None:
+        """Keep what an object is now, None if it went, and tell of it if that is news."""
+        old = self.objects.get(key)
+        if old == new:
+            return
+        if new is None:
+            del self.objects[key]
         else:
-            self.objects[key] = one
-        if before is not None or (one is not None and not gone):
-            self._on_change(before, None if gone else one)
+            self.objects[key] = new
+        self._on_change(old, new)
 
     def _read(self, raw: msgspec.Raw, kind: Kind) -> tuple[Metadata, T | None]:
         """An object and its metadata; one that does not have its kind's shape is told and left out."""
@@ -217,7 +232,11 @@ class Reflector(Generic[T]):
 
     async def _failed(self, error: ApiError) -> float:
         """Tell of a failure and prepare to go on; how many seconds to wait first."""
+        if self._resource.optional and error.status == _NOT_FOUND:
+            return self._do_without()
         self._count(_REASONS.get(error.status, "error"))
+        if error.status == _NOT_FOUND:
+            self._version = ""  # the version that was watched is no longer served
         if error.status == _GONE:
             self._version = ""
             if not self._failures:  # the ordinary end of a long silence: no reason to wait
@@ -230,30 +249,31 @@ class Reflector(Generic[T]):
             except ApiError as renewal:
                 error = renewal
         delay = self._delay(error.retry_after)
-        if self._resource.optional and error.status in (_FORBIDDEN, _NOT_FOUND):
-            self._do_without(error)
-            delay = self._timing.most
         text = self._words(error)
+        if self._resource.optional and error.status == _FORBIDDEN:
+            self.synced.set()  # nobody need wait for what we may not see
         if text != self.error:
-            self._logger.warning("the API server fails", error=text, seconds=round(delay, 1))
+            self._logger.warning("the API server fails", status=error.status, error=text, seconds=round(delay, 1))
         self.error = text
         return delay
 
-    def _do_without(self, error: ApiError) -> None:
-        """The cluster has no such resource, or keeps it to itself: go on as if there were none of them."""
+    def _do_without(self) -> float:
+        """The cluster has no such resource, which is no failure; how many seconds to wait before looking again."""
+        if self._version or not self.synced.is_set():
+            self._logger.info("not served here, going on without")
         self._version = ""
-        if error.status == _NOT_FOUND:
-            old, self.objects = self.objects, {}
-            for one in old.values():
-                self._on_change(one, None)
-        self.synced.set()
+        self._heard()
+        for key in tuple(self.objects):
+            self._put(key, None)
+        self._well()
+        return self._timing.most
 
     def _delay(self, retry_after: float | None) -> float:
         timing = self._timing
         bound = min(timing.most, timing.least * 2**self._failures)
         self._failures = min(self._failures + 1, 16)
         if retry_after is not None:
-            return min(retry_after, timing.longest_retry_after)
+            return max(timing.least, min(retry_after, timing.longest_retry_after))
         return max(timing.least, random.uniform(bound / 2, bound))  # noqa: S311 - jitter
 
     def _words(self, error: ApiError) -> str:

@@ -33,7 +33,7 @@ class SnapshotStore:
         current = self._current
         if current.generation and frozen == current.endpoints and rewrites == current.rewrites:
             return
-        self._current = Snapshot(current.generation + 1, tuple(frozen), frozen, rewrites)
+        self._current = Snapshot(current.generation + 1, tuple(frozen), frozen, rewrites, former=current.memo)
         self._on_change(self._current)
 
 

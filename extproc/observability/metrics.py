@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `owned_by_*` metrics, in a registry of their own. No label takes a value that a client can choose."""
 
-from collections import Counter as Tally
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -98,6 +97,7 @@ class Metrics:
         self.generation.set(snapshot.generation)
         self.endpoints.clear()
         for pool in snapshot.pools:
-            tally = Tally(endpoint.ready for endpoint in snapshot.endpoints[pool])
-            for ready in (True, False):
-                self.endpoints.labels(str(pool), str(ready).lower()).set(tally[ready])
+            members = snapshot.endpoints[pool]
+            ready = sum([endpoint.ready for endpoint in members])
+            self.endpoints.labels(str(pool), "true").set(ready)
+            self.endpoints.labels(str(pool), "false").set(len(members) - ready)

@@ -22,28 +22,54 @@ class Group(NamedTuple):
     ready: tuple[Endpoint, ...]
 
 
+class _Alike:
+    """Endpoints that have an owner and a list of models in common: how many there are, and which of them are ready."""
+
+    __slots__ = ("ids", "known", "owner", "ready")
+
+    def __init__(self, owner: str, ids: frozenset[str] | None) -> None:
+        self.owner = owner
+        self.ids = ids
+        self.known = 0
+        self.ready: list[Endpoint] = []
+
+    def may_serve(self, model: str) -> bool:
+        return self.ids is None or model in self.ids
+
+
 class Candidates:
     """The endpoints that may answer: those of one pool (or several as one), without those that cannot decode if asked."""
 
-    def __init__(self, endpoints: Iterable[Endpoint], policy: PolicyConfig) -> None:
-        """Resolve the engine and the models of each endpoint, in the order in which they are given."""
+    def __init__(self, endpoints: Iterable[Endpoint], policy: PolicyConfig, former: "Candidates | None" = None) -> None:
+        """Sort the endpoints by engine and models: there are few of both, however many endpoints there are.
+
+        `former` has sorted most of these endpoints before, under the same policy.
+        """
         self._policy = policy
-        self._by_owner: dict[str, list[Endpoint]] = {ANY: []}
-        self._models: dict[int, frozenset[str] | None] = {}
         self._groups: dict[tuple[str, Models], Group] = {}
-        lists = set[frozenset[str] | None]()
+        self.places: dict[int, tuple[Endpoint, tuple[str, frozenset[str] | None]]] = {}
+        """Each endpoint with its engine and models, by its identity: being kept here, its id is only ever its own."""
+        before = former.places if former else {}
+        alike: dict[tuple[str, frozenset[str] | None], _Alike] = {}
         for endpoint in endpoints:
-            self._by_owner[ANY].append(endpoint)
-            self._by_owner.setdefault(engine(endpoint, policy), []).append(endpoint)
-            models = models_of(endpoint, policy)
-            ids = None if models is None else frozenset(model.id for model in models)
-            self._models[id(endpoint)] = ids
-            lists.add(ids)
-        self.differ = len(lists) > 1
+            each = before.get(id(endpoint))
+            if each is None:
+                each = (endpoint, (engine(endpoint, policy), _ids(models_of(endpoint, policy))))
+            self.places[id(endpoint)] = each
+            key = each[1]
+            if (found := alike.get(key)) is None:
+                found = alike[key] = _Alike(*key)
+            found.known += 1
+            if endpoint.ready:
+                found.ready.append(endpoint)
+        self._alike = tuple(alike.values())
+        self._owners = {ANY, *(each.owner for each in self._alike)}
+        served = {each.ids for each in self._alike}
+        self.differ = len(served) > 1
         """Whether the endpoints differ in the models that they serve, ready or not."""
-        self.listed: frozenset[str] = frozenset().union(*(ids for ids in lists if ids is not None))
+        self.listed: frozenset[str] = frozenset().union(*(ids for ids in served if ids is not None))
         """Every model that some endpoint is known to serve, ready or not."""
-        self.any_listed = any(ids is not None for ids in lists)
+        self.any_listed = any(ids is not None for ids in served)
         """Whether the models of at least one endpoint are known."""
 
     def group(self, owner: str, models: Models = ()) -> Group:
@@ -52,44 +78,40 @@ class Candidates:
         Of several models any will do, but an endpoint that serves them all is right whichever the EPP draws: if such ones
         are ready, only they are.
         """
-        if owner not in self._by_owner:
+        if owner not in self._owners:
             return Group(0, ())
         # All models that nobody lists have the same group: a client cannot grow the table with names of its own.
         key = (owner, tuple(model if model in self.listed else "" for model in models))
         if (group := self._groups.get(key)) is None:
-            every = self._by_owner[owner]
-            serving = [e for e in every if not models or any(self._may_serve(e, model) for model in models)]
-            ready = tuple(e for e in serving if e.ready)
-            whole = tuple(e for e in ready if all(self._may_serve(e, model) for model in models))
-            group = self._groups[key] = Group(len(serving), whole or ready)
+            of_owner = [each for each in self._alike if owner in (ANY, each.owner)]
+            serving = [each for each in of_owner if not models or any(map(each.may_serve, models))]
+            whole = [each for each in serving if each.ready and all(map(each.may_serve, models))]
+            ready = tuple(endpoint for each in whole or serving for endpoint in each.ready)
+            group = self._groups[key] = Group(sum(each.known for each in serving), ready)
         return group
 
     def knows(self, owner: str) -> bool:
         """Whether some endpoint, ready or not, is of this owner; `*` always."""
-        return owner in self._by_owner
+        return owner in self._owners
 
     @cached_property
     def models_complete(self) -> bool:
         """Whether some models are known, and those of all that is ready."""
-        return self.any_listed and all(self._models[id(e)] is not None for e in self.group(ANY).ready)
+        return self.any_listed and all(each.ids is not None for each in self._alike if each.ready)
 
     @cached_property
     def catalogue(self) -> tuple[ModelEntry, ...]:
         """The models of the ready endpoints, one entry per model and owner, in that order."""
         entries: dict[tuple[str, str], ModelEntry] = {}
-        for endpoint in self.group(ANY).ready:
-            owner = engine(endpoint, self._policy)
-            for model in models_of(endpoint, self._policy) or ():
-                key = (model.id, owner)
+        for each in self._alike:
+            lists = [models_of(endpoint, self._policy) or () for endpoint in each.ready]
+            for model in (model for models in {id(models): models for models in lists}.values() for model in models):
+                key = (model.id, each.owner)
                 entry = entries.get(key, ModelEntry(*key))
                 entries[key] = ModelEntry(
                     *key, _least(entry.created, model.created), _least(entry.max_model_len, model.max_model_len)
                 )
         return tuple(entries[key] for key in sorted(entries))
-
-    def _may_serve(self, endpoint: Endpoint, model: str) -> bool:
-        ids = self._models[id(endpoint)]
-        return ids is None or model in ids
 
 
 def candidates(snapshot: Snapshot, policy: PolicyConfig, pool: Pool | None, *, decoding: bool) -> Candidates:
@@ -98,7 +120,8 @@ def candidates(snapshot: Snapshot, policy: PolicyConfig, pool: Pool | None, *, d
     found = snapshot.memo.get(key)
     if found is None:
         members = snapshot.endpoints[pool] if pool else union(snapshot)
-        found = Candidates((e for e in members if e.decodes or not decoding), policy)
+        chosen = [endpoint for endpoint in members if endpoint.decodes] if decoding else members
+        found = Candidates(chosen, policy, snapshot.former.get(key))
         for old in [k for k in snapshot.memo if k[0] is not policy]:
             del snapshot.memo[old]
         snapshot.memo[key] = found
@@ -143,6 +166,10 @@ def models_of(endpoint: Endpoint, policy: PolicyConfig) -> tuple[Model, ...] | N
         return endpoint.models
     named = tuple(Model(label) for key in policy.match.model_labels if (label := endpoint.labels.get(key)))
     return named or None
+
+
+def _ids(models: tuple[Model, ...] | None) -> frozenset[str] | None:
+    return None if models is None else frozenset(model.id for model in models)
 
 
 def _least(one: int | None, other: int | None) -> int | None:

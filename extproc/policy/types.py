@@ -88,7 +88,8 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
 
     `generation` grows by one with each replacement. `endpoints` has an entry for each of `pools`, ready or not; `rewrites`
     only for those that have any.
-    `memo` holds what is derived from it, filled on first use (see candidates.py), so that it goes when the snapshot goes.
+    `memo` holds what is derived from it, filled on first use (see candidates.py), so that it goes when the snapshot goes;
+    `former` is the memo of the snapshot before, from which what has not changed need not be derived again.
     """
 
     generation: int = 0
@@ -96,6 +97,7 @@ class Snapshot(msgspec.Struct, frozen=True, eq=False):
     endpoints: Mapping[Pool, tuple[Endpoint, ...]] = {}
     rewrites: Mapping[Pool, Rewrites] = {}
     memo: dict[Any, Any] = msgspec.field(default_factory=dict)
+    former: Mapping[Any, Any] = {}
 
 
 class SubsetHint(msgspec.Struct, frozen=True):

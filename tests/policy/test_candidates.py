@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from extproc.discovery.snapshot import SnapshotStore
 from extproc.policy.candidates import Candidates, Group, candidates, engine, models_of, union
 from extproc.policy.types import Endpoint, Model, ModelEntry
 from tests.builders import CHAT, endpoint, policy, snapshot
@@ -119,6 +120,27 @@ def test_what_is_known_of_the_models(
         any_listed,
         complete,
     )
+
+
+@pytest.mark.parametrize("later", [(V1, S1), (V2, S1, V1), (endpoint(1, "sglang", ("b",)), V2), ()])
+def test_what_was_sorted_before_is_sorted_the_same_again(later: tuple[Endpoint, ...]) -> None:
+    former = Candidates([V1, V2, S1], DEFAULT)
+    afresh, again = Candidates(later, DEFAULT), Candidates(later, DEFAULT, former)
+    asked = [(owner, models) for owner in ("*", "vllm", "sglang", "tgi") for models in ((), ("a",), ("b",), ("c",))]
+
+    assert [again.group(*one) for one in asked] == [afresh.group(*one) for one in asked]
+    assert (again.differ, again.listed, again.catalogue) == (afresh.differ, afresh.listed, afresh.catalogue)
+
+
+def test_the_next_snapshot_s_candidates_begin_with_those_of_the_last() -> None:
+    store = SnapshotStore()
+    store.replace({CHAT: (V1, V2)})
+    first = candidates(store.current(), DEFAULT, CHAT, decoding=False)
+    store.replace({CHAT: (V1, S1)})
+    second = candidates(store.current(), DEFAULT, CHAT, decoding=False)
+
+    assert second.places[id(V1)] is first.places[id(V1)]
+    assert [place[0] for place in second.places.values()] == [V1, S1]
 
 
 def test_the_catalogue_has_one_entry_per_model_and_owner_of_what_is_ready() -> None:
