@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench protos lock
+.PHONY: help setup demo test test-all check bench bench-cluster protos lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ READY := .venv/ready
 PROTO := extproc/envoy/pb/external_processor
 
 help: ## what there is
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 setup: $(READY) ## build .venv with everything that the other targets need
 
@@ -26,7 +26,7 @@ demo: setup ## engines, Envoy and the server on loopback; ONCE=1 runs the reques
 test: setup ## the fast tests, real Envoy among them
 	$(BIN)/pytest -m "not slow"
 
-test-all: setup ## every test
+test-all: setup ## every test; those at a real API server need KUBEBUILDER_ASSETS
 	$(BIN)/pytest
 
 check: setup ## format, lint, types, import contracts, proto lint, generated code
@@ -40,6 +40,9 @@ check: setup ## format, lint, types, import contracts, proto lint, generated cod
 
 bench: setup ## measure side by side (needs wrk)
 	$(BIN)/python -m bench
+
+bench-cluster: setup ## measure with 5,000 pods at a real API server (needs wrk and KUBEBUILDER_ASSETS)
+	$(BIN)/python -m bench.cluster
 
 OUT := .
 protos: setup ## generate extproc/envoy/pb from protos/

@@ -124,6 +124,61 @@ class TestServe:
 
         assert (code, output.splitlines()[-1]) == (1, "Error: policy.yaml: the document is empty")
 
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("--config-file policy.yaml --config-map owned-by", "--config-file and --config-map exclude each other"),
+            ("--endpoints-file endpoints.yaml --namespaces a", "--endpoints-file and --namespaces exclude each other"),
+            (
+                "--endpoints-file endpoints.yaml --endpoint-selector a=b --endpoint-target-ports 1",
+                "--endpoints-file and --endpoint-selector exclude each other",
+            ),
+            ("--endpoint-selector a=b", "--endpoint-selector and --endpoint-target-ports go together"),
+            ("--endpoint-target-ports 1", "--endpoint-selector and --endpoint-target-ports go together"),
+            (
+                "--endpoint-selector a=b --endpoint-target-ports 1 --namespaces *",
+                "--endpoint-selector needs namespaces by name",
+            ),
+            ("--endpoint-selector a!=b", "`a!=b` is not a list of key=value"),
+            ("--endpoint-selector a", "`a` is not a list of key=value"),
+            ("--endpoint-target-ports 80,0", "`80,0` is not a list of ports from 1 to 65535"),
+            ("--namespaces a,*", "`a,*` is not a list of namespaces, nor `*` for all"),
+            ("--namespaces A", "`A` is not a list of namespaces, nor `*` for all"),
+            ("--config-map a/b/c", "`a/b/c` is not [namespace/]name"),
+            ("--probe-timeout 0s", "--probe-timeout must be longer than nothing"),
+        ],
+    )
+    def test_flags_that_make_no_sense_are_a_usage_error(self, arguments: str, message: str) -> None:
+        code, output = run("serve", *arguments.split())
+
+        assert (code, message in output.splitlines()[-1]) == (2, True), output
+
+    def test_without_a_file_and_without_a_cluster_the_error_says_where_it_looked(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+        monkeypatch.delenv("KUBECONFIG", raising=False)
+        monkeypatch.setenv("HOME", str(folder))
+
+        code, output = run("serve")
+
+        assert (code, output.splitlines()[-1]) == (1, f"Error: {folder}/.kube/config: No such file or directory")
+
+    def test_what_the_flags_say_is_what_the_process_gets(self) -> None:
+        line = (
+            "--namespaces team-a,team-b --endpoint-selector app=x,tier==gpu --endpoint-target-ports 8000,8001,8000 "
+            "--config-map team-a/rules --probe-interval 1m --probe-token-file token"
+        )
+        context = main.commands["serve"].make_context("serve", line.split())
+        given = {name: context.params[name] for name in ("namespaces", "endpoint_selector", "endpoint_target_ports")}
+
+        assert given == {
+            "namespaces": ("team-a", "team-b"),
+            "endpoint_selector": {"app": "x", "tier": "gpu"},
+            "endpoint_target_ports": (8000, 8001),
+        }
+        assert (context.params["config_map"], context.params["probe_interval"]) == ("team-a/rules", 60.0)
+
     def test_every_flag_has_its_variable(self) -> None:
         serve = main.commands["serve"]
         expected = {

@@ -11,7 +11,18 @@ from extproc.envoy import responses
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.responses import Attachment, Phase, Replies, body_frames, compose
 from extproc.policy.decide import decide
-from extproc.policy.types import STATUS, InferenceRequest, Model, Pool, Reason, Scope, Snapshot, SubsetHint, reject
+from extproc.policy.types import (
+    STATUS,
+    InferenceRequest,
+    Model,
+    Pool,
+    Reason,
+    Rewrites,
+    Scope,
+    Snapshot,
+    SubsetHint,
+    reject,
+)
 from tests.builders import (
     CHAT,
     LLAMA,
@@ -326,6 +337,23 @@ def test_known_names_are_kept_once() -> None:
 @pytest.mark.parametrize("requests", UNKNOWN.values(), ids=UNKNOWN)
 def test_unknown_names_are_never_kept(requests: list[InferenceRequest]) -> None:
     assert ask_all(Replies(WORLD, DEFAULT), requests) == 0
+
+
+REWRITES = {CHAT: Rewrites({"chat": (LLAMA,)}, ("other",))}
+REWRITTEN = Snapshot(1, WORLD.pools, WORLD.endpoints, REWRITES)
+
+
+def test_rewritten_names_are_kept_and_those_that_any_name_becomes_are_not() -> None:
+    requests = [asking("vllm", model="chat")] * 3 + [asking("vllm", model=f"m{n}") for n in range(9)]
+    assert ask_all(Replies(REWRITTEN, DEFAULT), requests) == 1
+
+
+def test_a_name_that_is_final_does_not_share_the_reply_of_one_that_is_rewritten() -> None:
+    replies = Replies(REWRITTEN, DEFAULT)
+    both = [asking("vllm", model="chat"), asking("vllm", model="chat", fixed_model=True)]
+    reasons = [replies.reply(each, BEFORE, Phase.HEADERS, bodiless=False).reason for each in both]
+
+    assert reasons == [Reason.OWNER_MATCHED, Reason.MODEL_NOT_FOUND]
 
 
 def test_requests_that_differ_in_what_does_not_matter_share_a_reply() -> None:

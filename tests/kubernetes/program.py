@@ -9,8 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from extproc.demo.client import send
+import grpc
+from google.protobuf.json_format import MessageToDict
+
+from extproc.demo.client import LOOPBACK, send
 from extproc.demo.processes import Server
+from extproc.envoy import names
+from extproc.envoy.pb import external_processor_pb2 as pb
 from tests.kubernetes.controlplane import ControlPlane
 from tests.kubernetes.manifests import load
 
@@ -88,6 +93,24 @@ class Program:
                     await self.heard.wait()
         except TimeoutError:
             raise AssertionError(f"{found} and not {wanted}; it said {self.said[-10:]}") from None
+
+    async def hint(self, **headers: str) -> list[str]:
+        """What the EPP would be told of a request with these headers (`_` stands for `-`), over a stream as Envoy's."""
+        request = pb.ProcessingRequest(protocol_config=pb.ProtocolConfiguration())
+        fields = {":method": "POST", ":path": "/v1/completions"} | {n.replace("_", "-"): v for n, v in headers.items()}
+        for name, value in fields.items():
+            request.request_headers.headers.headers.append(pb.HeaderValue(key=name, raw_value=value.encode()))
+        async with grpc.aio.insecure_channel(f"{LOOPBACK}:{self.server.grpc_port}") as channel:
+            stream = channel.stream_stream(
+                f"/{names.SERVICE}/{names.METHOD}",
+                request_serializer=pb.ProcessingRequest.SerializeToString,
+                response_deserializer=pb.ProcessingResponse.FromString,
+            )()
+            await stream.write(request)
+            answer = await stream.read()
+        said = MessageToDict(answer.dynamic_metadata)
+        found: list[str] = said.get(names.SUBSET_NAMESPACE, {}).get(names.SUBSET, [])
+        return found
 
     async def line(self, **fields: Any) -> Json:
         """The first line with these fields, now or when it comes."""

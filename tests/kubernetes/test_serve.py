@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,8 @@ from tests.kubernetes.program import ACCOUNT, PATIENCE, Program, deployed, label
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
+WITHIN = 1.0
+"""Seconds in which a policy takes effect."""
 POLICY = "{apiVersion: owned-by/v1alpha1, kind: OwnedByPolicy, destinations: %s}"
 
 
@@ -158,6 +161,33 @@ class TestPodsAndPools:
             "pools": ["*"],
             "rewrites": ["*"],
         }
+
+    async def test_a_rewrite_decides_which_model_is_matched_as_long_as_it_is_there(
+        self, control_plane: ControlPlane, namespace: str, kubeconfig: Path
+    ) -> None:
+        rewrite = {
+            "apiVersion": "llm-d.ai/v1alpha2",
+            "kind": "InferenceModelRewrite",
+            "metadata": {"name": "chat", "namespace": namespace},
+            "spec": {
+                "poolRef": {"group": "inference.networking.k8s.io", "name": "chat"},
+                "rules": [{"matches": [{"model": {"value": "chat"}}], "targets": [{"modelRewrite": "v2"}]}],
+            },
+        }
+        await control_plane.apply(
+            policy(namespace, POLICY.replace("destinations: %s", "match: {modelLabels: [model]}"))
+        )
+        await control_plane.apply(pool("chat", namespace, 8000))
+        for number, model in enumerate(("v1", "v2"), 1):
+            said = labels("vllm") | {"model": model}
+            await control_plane.pod(model, namespace, ip=f"127.0.1.{number}", labels=said)
+        async with running(kubeconfig, "--config-map", "owned-by") as program:
+            seen = partial(program.hint, x_gateway_model_name="chat")
+            assert await seen() == []
+            await control_plane.apply(rewrite)
+            await program.until(seen, ["127.0.1.2:8000"])
+            await control_plane.delete(rewrite)
+            await program.until(seen, [])
 
     async def test_two_thousand_pods_come_and_go(
         self, control_plane: ControlPlane, namespace: str, kubeconfig: Path
@@ -329,7 +359,9 @@ class TestPolicy:
             assert await shown() == (2, None)
             for text, destinations, error in steps:
                 await control_plane.apply(policy(namespace, text))
+                applied = time.monotonic()
                 await program.until(shown, (destinations, error))
+                assert time.monotonic() - applied < WITHIN
             await control_plane.delete(policy(namespace, None))
             await program.until(shown, (6, "it was deleted"))
             metrics = await program.metrics()

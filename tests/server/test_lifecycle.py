@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from extproc.demo.client import send
+from extproc.demo.client import LOOPBACK, send
+from extproc.demo.engines import Engines, Simulated
 from extproc.demo.processes import Server, ServerError
 from extproc.envoy import names
 from extproc.envoy.pb import external_processor_pb2 as pb
+from tests.fakes.api_server import write_kubeconfig
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -137,6 +140,44 @@ async def test_changed_files_take_effect_and_bad_ones_are_refused_and_told(files
     assert [entry["ready"] for entry in endpoints["pools"]["default/chat"]] == [False]
     assert 'owned_by_config_last_reload_successful{source="policy"} 0.0' in metrics.splitlines()
     assert (after["policy"]["destinations"], after["error"]) == (5, None)
+
+
+async def test_endpoints_whose_models_are_not_given_are_asked_before_it_is_ready(tmp_path: Path) -> None:
+    wanted = [Simulated("one", "vllm", "llama"), Simulated("two", "sglang", "qwen", host="127.0.3.2")]
+    async with Engines(wanted) as engines:
+        members = [{"name": one.name, "address": one.address} for one in engines.endpoints]
+        path = tmp_path / "endpoints.yaml"
+        path.write_text(json.dumps({"pools": [{"name": "chat", "endpoints": members}]}))
+        async with Server("--endpoints-file", str(path)) as server:
+            endpoints = (await page(server, "/endpointz"))["pools"]["default/chat"]
+            probe = (await page(server, "/statusz"))["probe"]
+
+    assert [(e["owned_by"], [m["id"] for m in e["models"]]) for e in endpoints] == [
+        ("vllm", ["llama"]),
+        ("sglang", ["qwen"]),
+    ]
+    assert probe == {"followed": 2, "answered": 2, "failing": 0, "failures": []}
+
+
+async def test_it_listens_before_it_is_ready_and_can_be_ended_then(tmp_path: Path) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    with socket.create_server((LOOPBACK, 0)) as silent:  # it takes connections and says nothing
+        write_kubeconfig(kubeconfig, f"http://{LOOPBACK}:{silent.getsockname()[1]}")
+        async with Server("--kubeconfig", str(kubeconfig), until="listening") as server:
+            seen = [(await send(server.admin_port, "GET", path)).status for path in ("/healthz", "/readyz")]
+            components = (await page(server, "/statusz"))["components"]
+            server.terminate()
+            code = await asyncio.wait_for(server.wait(), 20)
+
+    assert (seen, code) == ([200, 503], 0)
+    assert components == {
+        "endpoints": False,
+        "pods": False,
+        "policy": True,
+        "pools": False,
+        "rewrites": False,
+        "serving": True,
+    }
 
 
 async def test_a_taken_port_is_a_clear_error(files: Path) -> None:
