@@ -25,7 +25,7 @@ from extproc.server.admin import HttpServer, admin_app, metrics_app
 from extproc.server.extproc import ExternalProcessor
 from extproc.server.health import Health
 from extproc.server.lifecycle import Lifecycle
-from extproc.settings import ALL_NAMESPACES, Settings
+from extproc.settings import Settings
 
 if TYPE_CHECKING:
     from extproc.discovery.configmap import PolicyMap
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 PATIENCE: Final = 10.0
 """Seconds that endpoints have to say what they serve before the server is ready without their answers."""
-_POOL: Final = "endpoints"
-"""The name of the pool that `--endpoint-selector` makes, if `--pool-name` gives it none."""
 
 Job = Coroutine[Any, Any, None]
 
@@ -72,7 +70,6 @@ class App:
         self._publisher = Coalescer(self._publish)
         self._probe = Probe(_probing(settings), self._publisher.poke, self._policy.current, self._metrics, self._logger)
         self._watches: Watches | None = None
-        self._policy_map: PolicyMap | None = None
         self._files: dict[str, WatchedFile] = {}
         if settings.endpoints_file:
             self._files["endpoints"] = WatchedFile(settings.endpoints_file, self._list_endpoints)
@@ -93,32 +90,24 @@ class App:
 
     async def _follow_cluster(self, stack: contextlib.AsyncExitStack) -> str:
         """Prepare what is read from an API server; our own namespace there."""
-        # The client takes half a second and 50 MB to import: only for those who need it.
-        from extproc.discovery.cluster import Cluster  # noqa: PLC0415
-        from extproc.discovery.configmap import PolicyMap  # noqa: PLC0415
-        from extproc.discovery.kubernetes import KubernetesApi  # noqa: PLC0415
-        from extproc.discovery.objects import InferencePool  # noqa: PLC0415
+        # The official client is large: who has no cluster need not wait for it.
         from extproc.discovery.watches import Watches  # noqa: PLC0415
 
         settings = self._settings
-        api = KubernetesApi(settings.kubeconfig)
-        await api.connect()
-        stack.push_async_callback(api.close)
-        self._watches = Watches(api, self._metrics, self._logger)
+        watches = self._watches = Watches(settings.kubeconfig, self._metrics, self._logger)
+        await watches.connect()
+        stack.push_async_callback(watches.close)
         if settings.endpoints_file is None:
-            named = settings.namespaces or (api.namespace,)
-            selector, ports = settings.endpoint_selector, settings.endpoint_target_ports
-            pools = [Pool(namespace, settings.pool_name or _POOL) for namespace in named if selector]
-            cluster = Cluster(self._publisher.poke, tuple(InferencePool(pool, selector, ports) for pool in pools))
+            changed, namespaces = self._publisher.poke, settings.namespaces
+            if selector := settings.endpoint_selector:
+                ports, name = settings.endpoint_target_ports, settings.pool_name
+                cluster = watches.follow_pods(changed, namespaces, selector, ports, name)
+            else:
+                cluster = watches.follow_pools(changed, namespaces)
             self._endpoints, self._rewrites = cluster.endpoints, lambda: cluster.rewrites
-            everywhere = ALL_NAMESPACES in named
-            self._watches.follow_cluster(cluster, [""] if everywhere else named, pools=not selector)
         if settings.config_map:
-            *namespace, name = settings.config_map.split("/")
-            where = namespace[0] if namespace else api.namespace
-            self._policy_map = PolicyMap(api, where, name, self._policy.apply, self._policy_loaded, self._logger)
-            self._watches.follow_policy(self._policy_map)
-        return api.namespace
+            watches.follow_policy(settings.config_map, self._policy.apply, self._policy_loaded)
+        return watches.namespace
 
     async def _serve(self, namespace: str) -> None:
         """Listen, follow the sources, and be ready as soon as they are; `namespace` is that of `--pool-name`."""
@@ -201,9 +190,9 @@ class App:
         if name == "endpoints" and error is None:
             self._publish()
 
-    def _policy_loaded(self, error: str | None) -> None:
+    def _policy_loaded(self, policy: "PolicyMap", error: str | None) -> None:
         """Tell of a policy that came from the cluster."""
-        self._loaded("policy", error, configmap=str(self._policy_map))
+        self._loaded("policy", error, configmap=str(policy))
 
     def _loaded(self, name: str, error: str | None, **where: str) -> None:
         self._metrics.reload_successful.labels(name).set(error is None)
@@ -242,12 +231,7 @@ class App:
     def _sources(self) -> dict[str, Any]:
         """Where everything comes from, how old it is and what is wrong with it."""
         sources: dict[str, Any] = {name: {"file": str(f.path), "error": f.error} for name, f in self._files.items()}
-        if self._watches:
-            sources |= self._watches.status()
-        if self._policy_map:
-            said = {"configmap": str(self._policy_map), "error": self._policy_map.error}
-            sources["policy"] = said | {"watch": sources["policy"]}
-        return sources
+        return sources | (self._watches.status() if self._watches else {})
 
 
 async def _beside(main: Job, jobs: list[Job]) -> None:

@@ -32,7 +32,7 @@ class PolicyMap:
         namespace: str,
         name: str,
         apply: Callable[[bytes], None],
-        on_load: Callable[[str | None], None],
+        on_load: Callable[["PolicyMap", str | None], None],
         logger: Logger,
     ) -> None:
         """Nothing is known yet."""
@@ -73,13 +73,13 @@ class PolicyMap:
             return
         self.error = None
         self.loaded.set()
-        self._on_load(None)
+        self._on_load(self, None)
 
     def _refuse(self, error: str, one: ConfigMap | None) -> None:
         if error == self.error:
             return
         self.error = error
-        self._on_load(error)
+        self._on_load(self, error)
         task = asyncio.get_running_loop().create_task(self._tell(error, one))
         self._events.add(task)
         task.add_done_callback(self._events.discard)

@@ -130,9 +130,9 @@ def candidates(snapshot: Snapshot, policy: PolicyConfig, pool: Pool | None, *, d
 
 
 def union(snapshot: Snapshot) -> tuple[Endpoint, ...]:
-    """The endpoints of all pools, each address and port once."""
+    """The endpoints of all pools, each address and port once; one that has no address yet is only itself."""
     every = (endpoint for pool in snapshot.pools for endpoint in snapshot.endpoints[pool])
-    return tuple({endpoint.destination: endpoint for endpoint in every}.values())
+    return tuple({(one.destination, "" if one.address else one.name): one for one in every}.values())
 
 
 def engine(endpoint: Endpoint, policy: PolicyConfig) -> str:

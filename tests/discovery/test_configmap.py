@@ -40,7 +40,9 @@ class Rig:
         self.told: list[str | None] = []
         self.logged = io.BytesIO()
         logger = make_logger("json", "info", self.logged)
-        self.map = PolicyMap(api, "default", "owned-by", self._apply, self.told.append, logger)
+        self.map = PolicyMap(
+            api, "default", "owned-by", self._apply, lambda _map, error: self.told.append(error), logger
+        )
         self._last: ConfigMap | None = None
 
     def _apply(self, text: bytes) -> None:

@@ -169,6 +169,11 @@ def test_the_union_has_each_address_and_port_once() -> None:
     assert union(world) == (V1, V2, S1)
 
 
+def test_in_the_union_endpoints_without_an_address_are_not_one() -> None:
+    waiting = [msgspec.structs.replace(each, address="", ready=False) for each in (V1, S1)]
+    assert union(snapshot(*waiting, other=(V2,))) == (*waiting, V2)
+
+
 def test_candidates_are_built_once_for_a_snapshot_and_a_policy() -> None:
     world = snapshot(V1)
     first = candidates(world, DEFAULT, CHAT, decoding=False)
