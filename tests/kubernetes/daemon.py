@@ -44,6 +44,7 @@ class Daemon:
 
     async def start(self, flags: list[str], ready: Callable[[], Awaitable[bool]]) -> None:
         """Start it and ask `ready` until it says so; while it cannot say, it may raise. Raises DaemonError."""
+        assert self._process is None, "it runs already"
         with self._open_log() as log:
             process = await asyncio.create_subprocess_exec(
                 self._program,

@@ -2,7 +2,6 @@
 """The whole program against a real API server, with our own Role and a token of our service account."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -270,8 +269,7 @@ class TestTrouble:
                 await program.line(msg="ready")
                 after = (await readiness(program), await program.ready(f"{namespace}/chat"))
         finally:
-            with contextlib.suppress(RuntimeError):
-                await control_plane.start_api_server()
+            await control_plane.restart_api_server()
 
         assert (before, after) == (503, (200, {"a@127.0.1.1:8000": True}))
 
