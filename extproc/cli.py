@@ -129,9 +129,7 @@ def main() -> None:
     "--kubeconfig", type=_FILE, help="How to reach the API server; else $KUBECONFIG, the pod's own way, ~/.kube/config."
 )
 @_flag("--namespaces", type=_NamespacesType(), help="Whose pools and pods count, * for all; else the process's own.")
-@_flag(
-    "--endpoint-selector", type=_LabelsType(), help="Without InferencePools: the labels of the pods of the one pool."
-)
+@_flag("--endpoint-selector", type=_LabelsType(), help="Without InferencePools: the labels of a namespace's one pool.")
 @_flag("--endpoint-target-ports", type=_PortsType(), help="Without InferencePools: the ports at which its pods serve.")
 @_flag(
     "--attachment",
@@ -182,6 +180,8 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
         raise click.UsageError("--endpoint-selector and --endpoint-target-ports go together")
     if flags["endpoint_selector"] and flags["namespaces"] == (ALL_NAMESPACES,):
         raise click.UsageError("--endpoint-selector needs namespaces by name")
+    if 0 < flags["probe_interval"] < 1:
+        raise click.UsageError("--probe-interval must be 1s or longer, or 0s for never")
     if flags["probe_timeout"] <= 0:
         raise click.UsageError("--probe-timeout must be longer than nothing")
 

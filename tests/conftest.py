@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One Hypothesis profile for all tests: the same examples in every run, and no timing."""
+"""For all tests: no proxy, and one Hypothesis profile with the same examples in every run and no timing."""
+
+import os
 
 from hypothesis import HealthCheck, settings
+
+for variable in ("http_proxy", "https_proxy", "all_proxy"):  # no test asks anybody but this machine
+    os.environ.pop(variable, None)
+    os.environ.pop(variable.upper(), None)
 
 settings.register_profile(
     "owned-by",

@@ -145,6 +145,7 @@ class TestServe:
             ("--namespaces a,*", "`a,*` is not a list of namespaces, nor `*` for all"),
             ("--namespaces A", "`A` is not a list of namespaces, nor `*` for all"),
             ("--config-map a/b/c", "`a/b/c` is not [namespace/]name"),
+            ("--probe-interval 30ms", "--probe-interval must be 1s or longer, or 0s for never"),
             ("--probe-timeout 0s", "--probe-timeout must be longer than nothing"),
         ],
     )

@@ -16,7 +16,7 @@ from extproc.demo.client import LOOPBACK
 _KEPT: Final = 50
 _LONGEST_LINE: Final = 1 << 20
 _GRACE: Final = 10.0
-_VARIABLES: Final = ("OWNED_BY_", "KUBE", "NAMESPACE", "POD_NAME")
+_VARIABLES: Final = ("OWNED_BY_", "KUBE", "NAMESPACE", "POD_NAME", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _PORTS: Final = ("grpc_port", "grpc_health_port", "metrics_port", "admin_port")
 
 
@@ -70,7 +70,7 @@ class Server:
     async def __aenter__(self) -> Self:
         """Start it and wait until it is ready. Raises ServerError."""
         # Whatever such variables the caller has are for a server of the caller's.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(_VARIABLES)}
+        environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(_VARIABLES)}
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "extproc.cli", "serve", *self._flags),
             env=environment,

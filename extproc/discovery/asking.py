@@ -58,7 +58,6 @@ class Asker:
         connector = aiohttp.TCPConnector(ssl=self._tls, limit=0, force_close=not kept)
         return aiohttp.ClientSession(
             connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,  # nothing that is small on the wire grows here
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # one for all, in `ask`

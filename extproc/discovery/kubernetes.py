@@ -6,7 +6,7 @@ wrong is an ApiError with the status that the API server gave, or 0 if it gave n
 """
 
 import contextlib
-import os
+import re
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -15,28 +15,25 @@ from typing import Any, Final
 
 import aiohttp
 import msgspec
-from kubernetes.aio.client import ApiClient, Configuration
-from kubernetes.aio.config import ConfigException, incluster_config, list_kube_config_contexts, load_kube_config
-from yaml import YAMLError
+from kubernetes.aio.client import ApiClient
+from kubernetes.aio.config import ConfigException
 
 from extproc import __version__
-from extproc.policy.document import DocumentError
+from extproc.discovery.credentials import ConfigError, Credentials
 
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds until a connection must stand."""
 READ_TIMEOUT: Final = 30.0
 """Seconds within which an answer that is no watch must go on."""
-_IN_CLUSTER: Final = "KUBERNETES_SERVICE_HOST"
-_NAMESPACE_FILE: Final = Path(incluster_config.SERVICE_TOKEN_FILENAME).with_name("namespace")
 _SUCCESS: Final = range(200, 300)
 _LONGEST: Final = 1 << 16
 _SHOWN: Final = 500
+_UNAUTHORIZED: Final = 401
+_DOUBTFUL: Final = (0, 403)
+"""Failures that old credentials, a certificate authority that is no more, or an anonymous user could be the reason for."""
+_HEADER: Final = re.compile("[ -~]*")
 
 Params = dict[str, str]
-
-
-class ConfigError(DocumentError):
-    """The way to an API server cannot be used; the text names the kubeconfig or the service account and what is wrong."""
 
 
 class ApiError(Exception):
@@ -65,38 +62,40 @@ class KubernetesApi:
     """One API server, as one kubeconfig or the pod's own service account reaches it."""
 
     def __init__(self, kubeconfig: Path | None = None) -> None:
-        """Nothing is read yet. None: as controller-runtime looks for it, $KUBECONFIG, the pod's, ~/.kube/config."""
+        """Nothing is read yet; see Credentials."""
         self.namespace = "default"
-        self._kubeconfig = kubeconfig
-        self._configuration = Configuration()
-        # Go's clients do not ask for an Authority Key Identifier, and the certificates of many clusters have none.
-        self._configuration.disable_strict_ssl_verification = True
+        self._credentials = Credentials(kubeconfig)
         self._client: ApiClient | None = None
 
     async def connect(self) -> None:
         """Read the configuration; no connection is made yet. Raises ConfigError."""
-        await self._load()
-        self.namespace = os.environ.get("NAMESPACE") or self._own_namespace()
+        await self._credentials.read()
+        self.namespace = self._credentials.namespace()
         try:
-            self._client = ApiClient(self._configuration)
+            self._client = ApiClient(self._credentials.configuration)
         except OSError as error:  # of which an ssl.SSLError is one
-            raise ConfigError(f"{self._source}: the certificates cannot be used: {error}") from error
+            raise ConfigError(f"{self._credentials.source}: the certificates cannot be used: {error}") from error
         self._client.user_agent = f"owned-by/{__version__}"
 
     async def close(self) -> None:
         """Close all connections."""
+        await self._credentials.close()
         if self._client is not None:
             await self._client.close()
 
-    async def renew(self) -> None:
-        """Read the credentials again, for the connections that are made from now on. Raises ApiError."""
+    async def renew(self, failure: ApiError) -> None:
+        """Read the credentials again if they may be why a request failed, for the connections made from now on.
+
+        Raises ApiError if they are why, and cannot be read.
+        """
+        refused = failure.status == _UNAUTHORIZED
+        if not refused and not (failure.status in _DOUBTFUL and self._credentials.may_be_old()):
+            return
         try:
-            await self._load()
-            if self._configuration.cert_file:
-                context = self._api.rest_client.ssl_context
-                context.load_cert_chain(self._configuration.cert_file, keyfile=self._configuration.key_file)
-        except (ConfigError, OSError) as error:
-            raise ApiError(0, f"the credentials cannot be read again: {error}") from error
+            await self._credentials.renew(self._api.rest_client.ssl_context)
+        except ConfigError as error:
+            if refused:
+                raise ApiError(0, f"the credentials cannot be read again: {error}") from error
 
     async def get(self, path: str, params: Params) -> bytes:
         """The body of an answer to GET. Raises ApiError."""
@@ -146,8 +145,13 @@ class KubernetesApi:
         )
         if "authorization" in headers:  # a token file may end in a line end, a header may not
             headers["authorization"] = headers["authorization"].strip()
+            if not _HEADER.fullmatch(headers["authorization"]):
+                raise ApiError(_UNAUTHORIZED, "the token has characters that a header cannot have")
         answer = await self._api.call_api(method, url, headers, body, _request_timeout=timeout)
         response: aiohttp.ClientResponse = answer.response
+        if response.history:
+            response.close()
+            raise ApiError(0, "the API server redirects to another place, whose word does not count")
         if response.status in _SUCCESS:
             return response
         try:
@@ -163,38 +167,6 @@ class KubernetesApi:
         # The status line is what a proxy before the API server sets too, its body may say anything.
         status.code = response.status
         raise status.error(retry_after=parse_retry_after(response.headers.get("Retry-After", "")))
-
-    async def _load(self) -> None:
-        path = self._file()
-        try:
-            if path is None:
-                incluster_config.load_incluster_config(self._configuration)
-            else:
-                _check_there(path)
-                await load_kube_config(path, client_configuration=self._configuration, persist_config=False)
-        except (ConfigException, OSError, YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{self._source}: {error}") from error
-
-    def _file(self) -> str | None:
-        """The kubeconfig to read, None for the pod's own service account."""
-        named = str(self._kubeconfig or os.environ.get("KUBECONFIG", ""))
-        if named:
-            return named
-        return None if _IN_CLUSTER in os.environ else str(Path("~/.kube/config").expanduser())
-
-    @property
-    def _source(self) -> str:
-        return self._file() or "the service account of this pod"
-
-    def _own_namespace(self) -> str:
-        path = self._file()
-        if path is None:
-            try:
-                return _NAMESPACE_FILE.read_text().strip() or "default"
-            except OSError:
-                return "default"
-        _, current = list_kube_config_contexts(path)
-        return str(current["context"].get("namespace") or "default")
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -220,12 +192,6 @@ def _spoken() -> Iterator[None]:
         raise ApiError(0, f"the credentials cannot be read: {error}") from error
     except (aiohttp.ClientError, OSError) as error:
         raise ApiError(0, f"no connection to the API server: {error or type(error).__name__}") from error
-
-
-def _check_there(paths: str) -> None:
-    """The client takes a kubeconfig that does not exist for an empty one."""
-    if not any(Path(path).expanduser().exists() for path in paths.split(os.pathsep)):
-        raise ConfigException("No such file or directory")
 
 
 def parse_retry_after(text: str) -> float | None:

@@ -47,7 +47,8 @@ def parse_listing(body: bytes) -> Listing:
 
     Unknown fields are ignored, an optional field of a wrong type is as if it were absent, and of entries with the same id
     the first counts; the owner is the first entry's. Raises ValueError, with a text that shows nothing of the body, if
-    that is no list of models, an id is not a string of 1 to 256 characters, or there are more than 1,000.
+    that is no list of models (a number that no double holds is not JSON here), an id is not a string of 1 to 256
+    characters, or there are more than 1,000.
     """
     try:
         entries = _DECODER.decode(body.decode()).data

@@ -104,6 +104,7 @@ class InferencePool(msgspec.Struct, frozen=True):
                 labels=labels,
                 role=labels.get(ROLE_LABEL, ""),
                 ready=ready,
+                uid=pod.metadata.uid,
             )
             for rank, port in enumerate(self.ports)
             if active is None or str(port) in active

@@ -63,7 +63,7 @@ class _Target:
         """One of its bases with what is known of it."""
         if self.listing:
             return replace(base, owned_by=self.listing.owned_by, models=self.listing.models)
-        return replace(base, ready=False) if self.held and base.ready else base
+        return base if self.tried else replace(base, owned_by=None, ready=base.ready and not self.held)
 
 
 class Probe:
@@ -91,7 +91,7 @@ class Probe:
         self._shown: dict[int, Endpoint] = {}
         self._touched = set[_Target]()
         self._news = set[_Target]()
-        self._targets: dict[tuple[str, str, str], _Target] = {}
+        self._targets: dict[tuple[str, str, str, str], _Target] = {}
         self._untried: set[_Target] = set()
         self._disagreeing: set[_Target] = set()
         # Many replicas say the same: they share one answer, which goes when the last of them does.
@@ -275,10 +275,10 @@ class Probe:
                 self._probe_after(wait * random.uniform(1 - JITTER, 1 + JITTER), target)  # noqa: S311 - no secret
 
     def _heard(self, target: _Target, outcome: Listing | str) -> None:
-        target.tried = True
+        was_tried, target.tried = target.tried, True
         self._untried.discard(target)
         self._settle()
-        news, target.held = target.held, False
+        news, target.held = target.held or not was_tried, False
         if isinstance(outcome, Listing):
             listing = self._listings.setdefault(outcome.kind, outcome)
             news = news or listing is not target.listing
@@ -316,8 +316,8 @@ class Probe:
         self._metrics.disagreements.set(len(self._disagreeing))
 
 
-def _key(endpoint: Endpoint) -> tuple[str, str, str]:
-    return endpoint.namespace, endpoint.name, endpoint.destination
+def _key(endpoint: Endpoint) -> tuple[str, str, str, str]:
+    return endpoint.namespace, endpoint.name, endpoint.destination, endpoint.uid
 
 
 def _names(target: _Target) -> dict[str, str]:

@@ -29,7 +29,7 @@ PAGE: Final = 500
 """Objects a page of a list."""
 _BURIED: Final = 1024
 """How many deleted objects are remembered, so that late news of one does not bring it back."""
-_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _GONE, _TOO_MANY = 401, 403, 404, 410, 429
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _GONE, _TOO_MANY, _BROKEN = 401, 403, 404, 410, 429, 500
 _REASONS: Final = {
     0: "broken",
     _UNAUTHORIZED: "unauthorized",
@@ -243,15 +243,14 @@ class Reflector(Generic[T]):
                 self._failures = 1
                 self._logger.info("expired, listing again")
                 return 0.0
-        if error.status == _UNAUTHORIZED:
-            try:
-                await self._api.renew()
-            except ApiError as renewal:
-                error = renewal
+        try:
+            await self._api.renew(error)
+        except ApiError as renewal:
+            error = renewal
         delay = self._delay(error.retry_after)
         text = self._words(error)
-        if self._resource.optional and error.status == _FORBIDDEN:
-            self.synced.set()  # nobody need wait for what we may not see
+        if self._resource.optional and (error.status == _FORBIDDEN or error.status >= _BROKEN):
+            self.synced.set()  # nobody need wait for what we may not see, or what the API server cannot show
         if text != self.error:
             self._logger.warning("the API server fails", status=error.status, error=text, seconds=round(delay, 1))
         self.error = text
@@ -270,11 +269,11 @@ class Reflector(Generic[T]):
 
     def _delay(self, retry_after: float | None) -> float:
         timing = self._timing
-        bound = min(timing.most, timing.least * 2**self._failures)
         self._failures = min(self._failures + 1, 16)
+        bound = min(timing.most, timing.least * 2**self._failures)
         if retry_after is not None:
             return max(timing.least, min(retry_after, timing.longest_retry_after))
-        return max(timing.least, random.uniform(bound / 2, bound))  # noqa: S311 - jitter
+        return random.uniform(bound / 2, bound)  # noqa: S311 - jitter
 
     def _words(self, error: ApiError) -> str:
         if error.status != _FORBIDDEN:

@@ -102,7 +102,10 @@ class Watches:
             for name, reflectors in self._reflectors.items()
         }
         if self.policy is not None:
-            found["policy"] = {"configmap": str(self.policy), "error": self.policy.error, "watch": found["policy"]}
+            (watch,) = found["policy"].values()
+            # Of a ConfigMap that could not be asked for nothing is known: the reason is the watch's.
+            error = self.policy.error if watch["synced"] else watch["error"] or self.policy.error
+            found["policy"] = {"configmap": str(self.policy), "error": error, "watch": watch}
         return found
 
     def _spelt(self, namespaces: tuple[str, ...]) -> tuple[str, ...]:

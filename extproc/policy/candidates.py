@@ -138,9 +138,11 @@ def union(snapshot: Snapshot) -> tuple[Endpoint, ...]:
 def engine(endpoint: Endpoint, policy: PolicyConfig) -> str:
     """Who serves the endpoint, normalised: its label or its own word, as the policy orders them, else `unlabeledAs`.
 
-    "" if nobody knows.
+    "" if nobody knows, also while its own word counts and is still to come.
     """
     for source in policy.match.engine_from:
+        if source == "probe" and endpoint.owned_by is None:
+            return ""
         if found := label_engine(endpoint, policy) if source == "label" else probed_engine(endpoint, policy):
             return found
     return policy.normal(policy.match.unlabeled_as)
@@ -156,7 +158,7 @@ def label_engine(endpoint: Endpoint, policy: PolicyConfig) -> str:
 
 def probed_engine(endpoint: Endpoint, policy: PolicyConfig) -> str:
     """What it says of itself, normalised; "" if nobody asked it or its answer is no owner."""
-    owner = policy.normal(endpoint.owned_by)
+    owner = policy.normal(endpoint.owned_by or "")
     return owner if OWNER.fullmatch(owner) else ""
 
 

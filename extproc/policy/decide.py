@@ -61,8 +61,9 @@ def engine_models(request: InferenceRequest, snapshot: Snapshot, pool: Pool | No
     model = request.model
     if not model or request.fixed_model or not snapshot.rewrites:
         return (model,) if model else ()
-    rewrites = [snapshot.rewrites[each] for each in ((pool,) if pool else snapshot.pools) if each in snapshot.rewrites]
-    return next((names for rewrite in rewrites if (names := rewrite.of(model)) != (model,)), (model,))
+    pools = (pool,) if pool else snapshot.pools
+    named = [snapshot.rewrites[each].of(model) if each in snapshot.rewrites else (model,) for each in pools]
+    return tuple(dict.fromkeys(name for names in named for name in names))
 
 
 def asks_body(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfig) -> bool:

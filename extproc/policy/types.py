@@ -38,8 +38,10 @@ class Model(msgspec.Struct, frozen=True):
 class Endpoint(msgspec.Struct, frozen=True):
     """One model server at one address and port.
 
-    `owned_by` is what the server says of itself ("" if nobody asked it); `models` is None while its list is unknown and
-    empty when it serves none; `role` is its part in prefill/decode disaggregation ("" if it has none).
+    `owned_by` is what the server says of itself ("" if nobody asks it or it gives no answer, None until it is asked for the
+    first time and that has ended); `models` is None while its list is unknown and empty when it serves none; `role` is its
+    part in prefill/decode disaggregation ("" if it has none). `uid` tells a pod from one that had its name and address
+    before.
     """
 
     name: str
@@ -48,9 +50,10 @@ class Endpoint(msgspec.Struct, frozen=True):
     port: int
     labels: Mapping[str, str] = {}
     role: str = ""
-    owned_by: str = ""
+    owned_by: str | None = ""
     models: tuple[Model, ...] | None = None
     ready: bool = True
+    uid: str = ""
 
     @property
     def destination(self) -> str:

@@ -134,6 +134,13 @@ async def test_a_bad_version_that_stays_bad_is_told_once(rig: Rig) -> None:
     assert rig.told == [None, REFUSED]
 
 
+async def test_one_that_stays_without_the_key_is_told_once(rig: Rig) -> None:
+    rig.becomes(config_map(GOOD), config_map(None), config_map(None, "8", note="x"))
+    await rig.event()
+
+    assert rig.told == [None, "it has no key `policy.yaml`"]
+
+
 async def test_a_good_version_after_a_bad_one_is_put_in_force_even_if_it_is_the_old_one(rig: Rig) -> None:
     rig.becomes(config_map(GOOD), config_map(BAD), config_map(GOOD), config_map(BAD))
     messages = await rig.messages(2)

@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from extproc import __version__
-from extproc.discovery.kubernetes import ApiError, ConfigError, KubernetesApi, parse_retry_after
+from extproc.discovery import credentials as ours
+from extproc.discovery.credentials import ConfigError
+from extproc.discovery.kubernetes import ApiError, KubernetesApi, parse_retry_after
 from tests.fakes.api_server import ApiServer, Exchange, write_kubeconfig
 from tests.kubernetes.credentials import Credentials
 
@@ -74,7 +77,7 @@ class Pod:
         self._monkeypatch = monkeypatch
         monkeypatch.setattr(SERVICE_ACCOUNT + "TOKEN_FILENAME", str(self.token))
         monkeypatch.setattr(SERVICE_ACCOUNT + "CERT_FILENAME", str(ca_file))
-        monkeypatch.setattr("extproc.discovery.kubernetes._NAMESPACE_FILE", self.namespace)
+        monkeypatch.setattr("extproc.discovery.credentials._NAMESPACE_FILE", self.namespace)
 
     def runs_at(self, server: ApiServer) -> None:
         self._monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
@@ -207,13 +210,19 @@ class TestBadConfiguration:
 class TestNamespace:
     """Where a name without a namespace is."""
 
-    async def test_the_variable_comes_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_pods_variable_comes_first(
+        self, server: ApiServer, pod: Pod, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pod.runs_at(server)
         monkeypatch.setenv("NAMESPACE", "said")
-        async with connected(write_kubeconfig(tmp_path / "config", "http://127.0.0.1:1", "context")) as api:
+        async with connected() as api:
             assert api.namespace == "said"
 
     @pytest.mark.parametrize(("context", "namespace"), [("team-b", "team-b"), ("", "default")])
-    async def test_then_the_contexts(self, tmp_path: Path, context: str, namespace: str) -> None:
+    async def test_a_kubeconfigs_is_its_contexts_and_no_variable(
+        self, tmp_path: Path, context: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("NAMESPACE", "said")
         async with connected(write_kubeconfig(tmp_path / "config", "http://127.0.0.1:1", context)) as api:
             assert api.namespace == namespace
 
@@ -249,7 +258,7 @@ class TestCredentials:
         async with connected(path) as api:
             first = await asked(api, server)
             pod.token.write_text("second\n")
-            await api.renew()
+            await api.renew(ApiError(401, "Unauthorized"))
             second = await asked(api, server)
 
         said = [exchange.headers["authorization"].lower() for exchange in (first, second)]
@@ -260,12 +269,105 @@ class TestCredentials:
         async with connected() as api:
             pod.token.unlink()
             with pytest.raises(ApiError) as raised:
-                await api.renew()
+                await api.renew(ApiError(401, "Unauthorized"))
 
         assert (raised.value.status, str(raised.value)) == (
             0,
             "the credentials cannot be read again: the service account of this pod: Service token file does not exist.",
         )
+
+    @pytest.mark.parametrize(("status", "pause", "token"), [(403, 0.0, "new"), (0, 0.0, "new"), (403, 60.0, "old")])
+    async def test_what_may_have_other_reasons_is_looked_at_now_and_then(  # noqa: PLR0917 - fixtures
+        self, server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, pause: float, token: str
+    ) -> None:
+        (tmp_path / "token").write_text("old")
+        path = write_kubeconfig(tmp_path / "config", server.url, tokenFile=str(tmp_path / "token"))
+        async with connected(path) as api:
+            (tmp_path / "token").write_text("new")
+            monkeypatch.setattr("extproc.discovery.credentials.PAUSE", pause)
+            await api.renew(ApiError(status, "no"))
+            assert (await asked(api, server)).headers["authorization"] == f"Bearer {token}"
+
+    async def test_a_token_that_no_header_can_carry_is_refused_until_it_is_another(
+        self, server: ApiServer, tmp_path: Path
+    ) -> None:
+        (tmp_path / "token").write_text("a\x07b")
+        path = write_kubeconfig(tmp_path / "config", server.url, tokenFile=str(tmp_path / "token"))
+        async with connected(path) as api:
+            with pytest.raises(ApiError) as raised:
+                await api.get("/api", {})
+            (tmp_path / "token").write_text("good")
+            await api.renew(raised.value)
+            assert (await asked(api, server)).headers["authorization"] == "Bearer good"
+
+        assert (raised.value.status, str(raised.value)) == (401, "the token has characters that a header cannot have")
+
+
+class TestExecPlugin:
+    """A kubeconfig whose credential a program gives."""
+
+    GOOD = """printf '{"apiVersion":"%s","kind":"ExecCredential","status":{"token":"%s"}}' client.authentication.k8s.io/v1 """
+
+    def kubeconfig(self, folder: Path, url: str, script: str) -> Path:
+        plugin = folder / "plugin"
+        plugin.write_text("#!/bin/sh\n" + script + "\n")
+        plugin.chmod(0o755)
+        exec_ = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(plugin)}
+        return write_kubeconfig(folder / "config", url, exec=exec_)
+
+    async def test_its_token_is_used_and_asked_for_again(self, server: ApiServer, tmp_path: Path) -> None:
+        async with connected(self.kubeconfig(tmp_path, server.url, self.GOOD + "one")) as api:
+            first = await asked(api, server)
+            self.kubeconfig(tmp_path, server.url, self.GOOD + "two")
+            await api.renew(ApiError(401, "Unauthorized"))
+            second = await asked(api, server)
+
+        assert [one.headers["authorization"] for one in (first, second)] == ["Bearer one", "Bearer two"]
+
+    async def test_one_that_fails_is_no_reason_to_go_on_as_nobody(self, server: ApiServer, tmp_path: Path) -> None:
+        path = self.kubeconfig(tmp_path, server.url, "exit 3")
+        with pytest.raises(ConfigError, match="the exec plugin gave no credential"):
+            await KubernetesApi(path).connect()
+
+    async def test_one_that_hangs_is_given_up_and_not_started_again_beside_itself(
+        self, server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("extproc.discovery.credentials.PATIENCE", 0.2)
+        started, over = tmp_path / "started", tmp_path / "over"
+        os.mkfifo(over)
+        credentials = ours.Credentials(self.kubeconfig(tmp_path, server.url, f"echo >> {started}; cat {over}; exit 3"))
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="no credentials within"):
+                await credentials.read()
+        over.write_text("")  # it goes on, and ends
+        with pytest.raises(ConfigError, match="gave no credential"):
+            await credentials.read()
+
+        assert started.read_text() == "\n"
+
+
+async def test_a_hundred_and_one_watches_stand_at_once(server: ApiServer, tmp_path: Path) -> None:
+    async with (
+        connected(write_kubeconfig(tmp_path / "config", server.url)) as api,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(101):
+            entering = asyncio.create_task(stack.enter_async_context(api.watch("/api/v1/pods", {}, 30)))
+            await (await server.request()).stream()
+            await entering
+
+
+async def test_a_redirect_is_not_the_api_servers_word(server: ApiServer, tmp_path: Path) -> None:
+    async with ApiServer() as elsewhere, connected(write_kubeconfig(tmp_path / "config", server.url)) as api:
+        got = asyncio.create_task(api.get("/api/v1/pods", {}))
+        await (await server.request()).json(302, {}, {"location": elsewhere.url + "/api/v1/pods"})
+        await (await elsewhere.request()).json(200, {"items": []})
+        with pytest.raises(ApiError, match="redirects to another place"):
+            await got
+
+
+def test_certificates_are_checked_as_other_clients_do() -> None:
+    assert ours.Credentials().configuration.disable_strict_ssl_verification
 
 
 class TestErrors:

@@ -37,7 +37,13 @@ def pod(  # a row of a table
     **metadata: Any,
 ) -> Pod:
     document = {
-        "metadata": {"name": "llama-0", "namespace": "default", "labels": labels, "annotations": annotations}
+        "metadata": {
+            "name": "llama-0",
+            "namespace": "default",
+            "uid": "7",
+            "labels": labels,
+            "annotations": annotations,
+        }
         | metadata,
         "status": {"phase": phase, "conditions": conditions} | ({"podIP": ip} if ip is not None else {}),
     }
@@ -45,7 +51,7 @@ def pod(  # a row of a table
 
 
 def endpoint(name: str, port: int, **fields: Any) -> Endpoint:
-    said = {"address": "127.0.0.7", "labels": LABELS, "role": "decode"} | fields
+    said = {"address": "127.0.0.7", "labels": LABELS, "role": "decode", "uid": "7"} | fields
     return Endpoint(name=name, namespace="default", port=port, **said)
 
 

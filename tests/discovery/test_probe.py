@@ -391,7 +391,7 @@ async def test_a_ready_endpoint_waits_until_it_has_answered() -> None:
         before = (rig.complete(base), rig.probe.settled.is_set())
         await rig.settled()
 
-        assert before == ((replace(base, ready=False),), False)
+        assert before == ((replace(base, ready=False, owned_by=None),), False)
         assert rig.complete(base) == (replace(base, owned_by="vllm", models=models("m")),)
 
 
@@ -401,7 +401,7 @@ async def test_a_ready_endpoint_waits_until_it_has_failed() -> None:
         before = rig.complete(base)
         await rig.changed()
 
-        assert (before, rig.complete(base)) == ((replace(base, ready=False),), (base,))
+        assert (before, rig.complete(base)) == ((replace(base, ready=False, owned_by=None),), (base,))
         assert rig.probe.settled.is_set()
 
 
@@ -411,8 +411,20 @@ async def test_a_ready_endpoint_waits_no_longer_than_it_is_held() -> None:
         before = rig.complete(base)
         await rig.changed()
 
-        assert (before, rig.complete(base)) == ((replace(base, ready=False),), (base,))
+        assert before == (replace(base, ready=False, owned_by=None),)
+        assert rig.complete(base) == (replace(base, owned_by=None),)
         assert not rig.probe.settled.is_set()
+
+
+async def test_what_an_endpoint_says_of_itself_is_to_come_until_it_has_failed_to_say_it() -> None:
+    async with Server(b"") as server, probing(hold=0.05, timeout=0.3) as rig:
+        base = server.endpoint()
+        rig.complete(base)
+        await rig.changed()
+        released = rig.complete(base)
+        await rig.changed()
+
+        assert (released, rig.complete(base)) == ((replace(base, owned_by=None),), (base,))
 
 
 async def test_an_endpoint_that_is_not_ready_is_asked_as_soon_as_it_is() -> None:
@@ -424,8 +436,8 @@ async def test_an_endpoint_that_is_not_ready_is_asked_as_soon_as_it_is() -> None
         held = rig.complete(ready)
         await rig.settled()
 
-        assert before == (unready, 0, True)
-        assert held == (replace(ready, ready=False),)
+        assert before == (replace(unready, owned_by=None), 0, True)
+        assert held == (replace(ready, ready=False, owned_by=None),)
         assert rig.complete(ready) == (replace(ready, owned_by="vllm", models=models("m")),)
 
 
@@ -467,8 +479,19 @@ async def test_an_address_that_vanished_and_came_back_is_somebody_else() -> None
         await rig.changed()
 
         assert nobody == {"followed": 0, "answered": 0, "failing": 0, "failures": []}
-        assert again == (replace(base, ready=False),)
+        assert again == (replace(base, ready=False, owned_by=None),)
         assert rig.complete(base)[0].models == models("n")
+
+
+async def test_a_pod_that_takes_the_name_and_address_of_another_is_somebody_else() -> None:
+    async with Server(ok("m"), ok("n")) as server, probing() as rig:
+        one, other = (replace(server.endpoint(), uid=uid) for uid in ("one", "other"))
+        await rig.answered(one)
+        at_once = rig.complete(other)
+        await rig.changed()
+
+        assert at_once == (replace(other, ready=False, owned_by=None),)
+        assert rig.complete(other)[0].models == models("n")
 
 
 async def test_what_a_vanished_endpoint_still_says_is_not_heard() -> None:
@@ -505,7 +528,7 @@ def test_thousands_of_endpoints_of_which_nothing_changed_are_the_same_objects() 
     again = rig.complete(*bases)
     changed = rig.complete(*bases[:-1], replace(bases[-1], ready=False))
 
-    assert held == tuple(replace(base, ready=False) for base in bases)
+    assert held == tuple(replace(base, ready=False, owned_by=None) for base in bases)
     assert [one is two for one, two in zip(held, again, strict=True)] == [True] * 5000
     assert [one is two for one, two in zip(held, changed, strict=True)] == [True] * 4999 + [False]
     assert len(rig.probe._targets) == 5000
@@ -558,13 +581,12 @@ async def test_a_connection_that_would_be_idle_for_long_is_closed() -> None:
         ]
 
 
-async def test_cookies_are_not_kept() -> None:
-    body = b'{"data": []}'
-    async with Server(answer(body, "200 OK", "set-cookie: a=b")) as server, probing(interval=SOON) as rig:
-        rig.complete(server.endpoint())
-        await server.asked(3)
+async def test_an_endpoint_is_asked_directly_whatever_proxy_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    async with Server(ok("m")) as server, probing() as rig:
+        base = server.endpoint()
 
-        assert [head for head in server.heads if "cookie" in head.lower()] == []
+        assert await rig.answered(base) == (replace(base, owned_by="vllm", models=models("m")),)
 
 
 def bearers(heads: Sequence[str]) -> list[str]:

@@ -150,8 +150,8 @@ class ApiServer:
                 await exchange.answered.wait()
 
 
-def write_kubeconfig(path: Path, server: str, namespace: str = "", **user: str) -> Path:
-    """A kubeconfig for the server; `user` may have a `token` or a `tokenFile`."""
+def write_kubeconfig(path: Path, server: str, namespace: str = "", **user: Any) -> Path:
+    """A kubeconfig for the server; `user` may have a `token`, a `tokenFile` or an `exec`."""
     document = {
         "apiVersion": "v1",
         "kind": "Config",

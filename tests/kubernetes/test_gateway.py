@@ -6,6 +6,7 @@ The engines are simulated, on an address of loopback each and one port, as pods 
 
 import asyncio
 import contextlib
+import http.client
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -33,6 +34,7 @@ COMES: Final = 2.0
 """Seconds within which a pod that became ready gets its first."""
 WATCHED: Final = 2.0
 """Seconds for which it is watched that it gets none."""
+NO_ANSWER: Final = 0
 PATH: Final = "/v1/chat/completions"
 BLIND: Final = (
     "{apiVersion: owned-by/v1alpha1, kind: OwnedByPolicy, match: {models: any},"
@@ -66,8 +68,11 @@ class Gateway:
         headers = {"content-type": "application/json", "x-owned-by": owner}
         while True:
             at = time.monotonic()
-            answer = await send(self.port, "POST", PATH, headers, body)
-            self.sent.append(Sent(owner, at, answer.status, answer.headers.get("x-served-by", "")))
+            try:
+                answer = await send(self.port, "POST", PATH, headers, body)
+                self.sent.append(Sent(owner, at, answer.status, answer.headers.get("x-served-by", "")))
+            except (OSError, http.client.HTTPException):
+                self.sent.append(Sent(owner, at, NO_ANSWER, ""))
             self.news.set()
 
     async def one_more(self) -> None:

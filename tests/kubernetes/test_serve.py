@@ -223,10 +223,11 @@ class TestTrouble:
         async with running(kubeconfig) as program:
             os.kill(program.server.pid, signal.SIGSTOP)  # it hears of nothing until it goes on
             try:
+                await control_plane.restart_api_server()  # else its socket would hear for it
                 await control_plane.delete_pod("a", namespace)
                 await control_plane.pod("c", namespace, ip="127.0.1.3", labels=labels("vllm"))
                 await control_plane.compact()
-                await control_plane.restart_api_server()
+                await control_plane.restart_api_server()  # which remembers nothing older than this moment
             finally:
                 os.kill(program.server.pid, signal.SIGCONT)
             seen = partial(program.ready, f"{namespace}/chat")

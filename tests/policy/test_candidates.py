@@ -52,6 +52,22 @@ def test_the_engine_s_own_word_counts_where_the_policy_says_so(
     assert engine(given, policy(f"match: {{engineFrom: {order}}}\n")) == owner
 
 
+@pytest.mark.parametrize(
+    ("order", "labels", "owner"),
+    [
+        ("[label, probe]", {}, ""),
+        ("[label, probe]", {"llm-d.ai/engine-type": "sglang"}, "sglang"),
+        ("[probe, label]", {"llm-d.ai/engine-type": "sglang"}, ""),
+        ("[label]", {}, "vllm"),
+    ],
+)
+def test_an_engine_whose_word_is_still_to_come_is_not_taken_for_another(
+    order: str, labels: dict[str, str], owner: str
+) -> None:
+    given = Endpoint("a", "default", "10.0.0.1", 8000, labels=labels, owned_by=None)
+    assert engine(given, policy(f"match: {{engineFrom: {order}}}\n")) == owner
+
+
 SERVED: dict[str, tuple[Any, Any, Any]] = {
     "its own list": ((Model("a"),), {"m": "b"}, (Model("a"),)),
     "an empty list is a list": ((), {"m": "b"}, ()),

@@ -415,6 +415,15 @@ def test_a_rewritten_model_is_matched_as_what_the_engines_call_it(
     assert outcome(decide(asking("vllm", **asked), world, policy())) == expected
 
 
+def test_in_a_union_a_name_is_what_it_is_in_each_pool() -> None:
+    other = Pool("default", "other")
+    pools = {CHAT: (endpoint(6, "vllm", ("v1",)),), other: (endpoint(7, "vllm", ("chat",)),)}
+    world = Snapshot(1, (CHAT, other), pools, {CHAT: REWRITES})
+    everywhere = {"scope": Scope(None, union=True), "model": "chat"}
+
+    assert outcome(decide(asking("vllm", **everywhere), world, policy())) == ("pod-6", "pod-7", "owner-matched", "vllm")
+
+
 def test_a_rewrite_is_for_its_own_pool() -> None:
     other = Pool("default", "other")
     world = Snapshot(1, (CHAT, other), {CHAT: (ADAPTED,), other: (PLAIN,)}, {CHAT: REWRITES})

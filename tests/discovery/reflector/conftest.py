@@ -57,3 +57,9 @@ async def follow(
     await api.close()
 
     assert ended == []
+
+
+@pytest.fixture(autouse=True)
+def no_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn is the least that may be."""
+    monkeypatch.setattr("extproc.discovery.reflector.random.uniform", lambda least, _most: least)

@@ -112,7 +112,7 @@ async def test_an_api_server_that_is_away_is_asked_until_it_is_back(
     await again.stream()
     await again.line(event("DELETED", "a", 5))
 
-    assert naps == [0.5, 1.0, 2.0, 4.0, 8.0]
+    assert naps == [1.0, 2.0, 4.0, 8.0, 16.0]
     assert (again.query["watch"], again.query["resourceVersion"]) == ("1", "4")
     assert known == {("default", "a"): pod("a")}
     assert await following.told(2) == [(None, pod("a")), (pod("a"), None)]

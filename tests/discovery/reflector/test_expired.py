@@ -86,7 +86,7 @@ async def test_what_expires_again_and_again_backs_off(
             naps.append(await following.nap())
         await following.lists()
 
-    assert naps == [1.0, 2.0, 4.0, 8.0]
+    assert naps == [2.0, 4.0, 8.0, 16.0]
 
 
 async def test_an_event_from_before_the_list_brings_nothing_back(server: Any, follow: Any) -> None:

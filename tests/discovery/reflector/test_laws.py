@@ -46,7 +46,7 @@ class Store:
             self.log.append((self.version, event("DELETED", name, self.version)))
         return verb in {"put", "delete"}
 
-    async def renew(self) -> None:
+    async def renew(self, _failure: ApiError) -> None:
         """Nothing to renew."""
 
     async def get(self, _path: str, params: Params) -> bytes:

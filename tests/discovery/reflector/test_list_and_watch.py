@@ -5,7 +5,18 @@ from typing import Any
 
 import pytest
 
-from tests.discovery.reflector.following import PATIENT, PODS_PATH, Following, bookmark, document, event, page, pod
+from extproc.discovery.reflector import Timing
+from tests.discovery.reflector.following import (
+    PATIENT,
+    PODS_PATH,
+    Following,
+    bookmark,
+    document,
+    event,
+    page,
+    pod,
+    status,
+)
 
 
 async def test_a_list_of_several_pages_leads_to_a_watch_from_its_version(server: Any, follow: Any) -> None:
@@ -152,10 +163,28 @@ async def test_a_watch_that_ends_at_once_again_and_again_backs_off(
         await watch.end()
         naps.append(await following.nap())
 
-    assert naps == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert naps == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
     assert server.waiting <= 1
     assert following.restarts() == {"broken": 8.0}
     assert following.reflector.status()["error"] == "the watch ended as soon as it began"
+
+
+async def test_each_wait_is_drawn_between_half_and_all_of_twice_the_last(
+    server: Any, follow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[float, float]] = []
+    following: Following = follow(timing=Timing(watch=0.0))  # what is drawn for a watch's length is 0 to 0
+
+    def draw(least: float, most: float) -> float:
+        drawn.append((least, most))
+        return least
+
+    monkeypatch.setattr("extproc.discovery.reflector.random.uniform", draw)
+    for _ in range(7):
+        await (await server.request()).json(500, status(500, "no"))
+        await following.nap()
+
+    assert drawn == [(0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (15.0, 30.0), (15.0, 30.0)]
 
 
 async def test_a_watch_that_is_cut_after_a_while_is_no_reason_to_wait_longer_than_the_last_time(
