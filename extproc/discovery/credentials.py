@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import ConfigException, incluster_config, list_kube_config_contexts, load_kube_config
 from yaml import YAMLError
@@ -18,6 +19,8 @@ PATIENCE: Final = 30.0
 """Seconds that a kubeconfig's exec plugin has to give a credential."""
 PAUSE: Final = 60.0
 """Seconds between two looks at credentials of which it is only possible that they are what is wrong."""
+_MALFORMED: Final = (ValueError, TypeError, KeyError, AttributeError)
+"""What the client stumbles over in a kubeconfig that is none."""
 _IN_CLUSTER: Final = "KUBERNETES_SERVICE_HOST"
 _NAMESPACE_FILE: Final = Path(incluster_config.SERVICE_TOKEN_FILENAME).with_name("namespace")
 
@@ -39,6 +42,7 @@ class Credentials:
         self._kubeconfig = kubeconfig
         self._reading: asyncio.Task[None] | None = None
         self._read_at = 0.0
+        self._hung = ""
 
     @property
     def source(self) -> str:
@@ -47,17 +51,13 @@ class Credentials:
 
     async def read(self) -> None:
         """Read them; who comes while they are being read waits for the same. Raises ConfigError."""
-        self._read_at = time.monotonic()
-        if (
-            self._reading is None or self._reading.done()
-        ):  # an exec plugin that hangs is not started again beside itself
-            self._reading = asyncio.create_task(self._read())
+        if self._reading is None or self._reading.done():
+            if self._hung and not self.may_be_old():  # the client does not end a plugin that hangs: not many beside it
+                raise ConfigError(self._hung)
+            self._read_at = time.monotonic()
+            self._reading = asyncio.create_task(self._read_in_time())
             self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
-        try:
-            async with asyncio.timeout(PATIENCE):
-                await asyncio.shield(self._reading)
-        except TimeoutError as error:
-            raise ConfigError(f"{self.source}: no credentials within {PATIENCE:g} s") from error
+        await asyncio.shield(self._reading)
 
     async def renew(self, context: ssl.SSLContext) -> None:
         """Read them again, certificates into the TLS context that connections are made with. Raises ConfigError."""
@@ -90,6 +90,15 @@ class Credentials:
         if self._reading is not None:
             self._reading.cancel()
 
+    async def _read_in_time(self) -> None:
+        self._hung = ""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._read()
+        except TimeoutError as error:
+            self._hung = f"{self.source}: no credentials within {PATIENCE:g} s"
+            raise ConfigError(self._hung) from error
+
     async def _read(self) -> None:
         path = self._file()
         try:
@@ -99,7 +108,7 @@ class Credentials:
                 _check_there(path)
                 loader = await load_kube_config(path, client_configuration=self.configuration, persist_config=False)
                 self._check(loader)
-        except (ConfigException, OSError, YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ConfigException, OSError, YAMLError, aiohttp.ClientError, RecursionError, *_MALFORMED) as error:
             raise ConfigError(f"{self.source}: {error}") from error
 
     def _check(self, loader: Any) -> None:

@@ -48,7 +48,7 @@ class _Target:
     endpoint: Endpoint
     bases: dict[int, Endpoint] = field(default_factory=dict)
     ready: bool = False
-    met: bool = False
+    release: int = 0
     tried: bool = False
     held: bool = False
     busy: bool = False
@@ -63,7 +63,7 @@ class _Target:
         """One of its bases with what is known of it."""
         if self.listing:
             return replace(base, owned_by=self.listing.owned_by, models=self.listing.models)
-        return base if self.tried else replace(base, owned_by=None, ready=base.ready and not self.held)
+        return base if self.tried or not base.ready else replace(base, owned_by=None, ready=not self.held)
 
 
 class Probe:
@@ -187,14 +187,12 @@ class Probe:
     def _start(self, target: _Target) -> None:
         target.ready = True
         target.delay = 0.0
-        if not target.met:
-            target.met = True
+        if not target.tried:
+            self._untried.add(target)
             # Until its models are known it would be eligible for every model, and a request for one that it does not
             # serve would get the engine's 404.
             target.held = self._config.hold > 0
-            self._at(time.monotonic() + self._config.hold, self._release, target)
-        if not target.tried:
-            self._untried.add(target)
+            target.release = self._at(time.monotonic() + self._config.hold, self._release, target)
         if target.busy:
             target.again = True  # what it is being asked may have been said before it was ready
         else:
@@ -240,8 +238,8 @@ class Probe:
             target.busy = True
             self._queue.put_nowait(target)
 
-    def _release(self, target: _Target, _: int) -> None:
-        if target.held:
+    def _release(self, target: _Target, number: int) -> None:
+        if target.held and target.release == number:
             target.held = False
             self._changed(target)
 

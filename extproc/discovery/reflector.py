@@ -87,6 +87,7 @@ class Reflector(Generic[T]):
         self._buried: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._failures = 0
         self._heard_at: float | None = None
+        self._expired_at = float("-inf")
         labels = (resource.name, namespace)
         self._restarts = metrics.watch_restarts
         self._last_event = metrics.watch_last_event.labels(*labels)
@@ -164,15 +165,16 @@ class Reflector(Generic[T]):
             "timeoutSeconds": str(max(round(seconds), 1)),
         }
         path = self._kind.path(self._resource.name, self._namespace)
-        started, since = time.monotonic(), self._version
+        stood, since = float("inf"), self._version  # a refusal may take its time, and is no watch
         try:
             async with self._api.watch(path, params, seconds + timing.grace) as lines:
+                stood = time.monotonic()
                 self._heard()
                 self._well()
                 async for line in lines:
                     self._event(line)
         finally:
-            if lasted := self._version != since or time.monotonic() - started >= timing.short:
+            if lasted := self._version != since or time.monotonic() - stood >= timing.short:
                 self._failures = 0
         if not lasted:
             raise ApiError(0, "the watch ended as soon as it began")
@@ -239,8 +241,10 @@ class Reflector(Generic[T]):
             self._version = ""  # the version that was watched is no longer served
         if error.status == _GONE:
             self._version = ""
-            if not self._failures:  # the ordinary end of a long silence: no reason to wait
-                self._failures = 1
+            now = time.monotonic()
+            again, self._expired_at = now - self._expired_at < self._timing.most, now
+            if not again:  # the ordinary end of a long silence: no reason to wait
+                self._failures = max(self._failures, 1)
                 self._logger.info("expired, listing again")
                 return 0.0
         try:

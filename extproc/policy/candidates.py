@@ -95,6 +95,12 @@ class Candidates:
         return owner in self._owners
 
     @cached_property
+    def undecided(self) -> bool:
+        """Whether an endpoint is ready of which it is still to come who it is."""
+        places = self.places.values()
+        return any(one.ready and one.owned_by is None and not owner for one, (owner, _) in places)
+
+    @cached_property
     def models_complete(self) -> bool:
         """Whether some models are known, and those of all that is ready."""
         return self.any_listed and all(each.ids is not None for each in self._alike if each.ready)
@@ -130,9 +136,13 @@ def candidates(snapshot: Snapshot, policy: PolicyConfig, pool: Pool | None, *, d
 
 
 def union(snapshot: Snapshot) -> tuple[Endpoint, ...]:
-    """The endpoints of all pools, each address and port once; one that has no address yet is only itself."""
-    every = (endpoint for pool in snapshot.pools for endpoint in snapshot.endpoints[pool])
-    return tuple({(one.destination, "" if one.address else one.name): one for one in every}.values())
+    """The endpoints of all pools, each address and port once, whichever is ready; without an address each is itself."""
+    found: dict[object, Endpoint] = {}
+    for one in (endpoint for pool in snapshot.pools for endpoint in snapshot.endpoints[pool]):
+        key = one.destination if one.address else (one.namespace, one.name, one.port)
+        if key not in found or one.ready:
+            found[key] = one
+    return tuple(found.values())
 
 
 def engine(endpoint: Endpoint, policy: PolicyConfig) -> str:

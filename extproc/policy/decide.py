@@ -178,6 +178,8 @@ def _unknown(
     if ANY in request.owners:
         return _free(request, Reason.MODEL_UNKNOWN if request.model else Reason.OWNER_ANY, everything, steps)
     if isinstance(policy.when_unknown, Refuse):
+        if found.undecided:  # it may be the one that is asked for
+            return _not_ready(request, steps)
         message = f"no endpoint is {_wanted(request)}"
         return reject(Reason.OWNER_NOT_FOUND, message, request.param, tuple(steps))
     return _free(request, Reason.OWNER_UNKNOWN, everything, steps)

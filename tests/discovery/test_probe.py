@@ -416,6 +416,21 @@ async def test_a_ready_endpoint_waits_no_longer_than_it_is_held() -> None:
         assert not rig.probe.settled.is_set()
 
 
+async def test_an_endpoint_that_was_gone_before_it_was_asked_is_held_again() -> None:
+    async with Server(b"") as server, probing(hold=0.05, timeout=FOR_EVER) as rig:
+        ready, unready = server.endpoint(), server.endpoint(ready=False)
+        shown = [rig.complete(ready)]
+        await rig.changed()
+        shown += [rig.complete(each) for each in (ready, unready, server.endpoint())]
+
+        assert [(one.ready, one.owned_by) for (one,) in shown] == [
+            (False, None),
+            (True, None),
+            (False, ""),
+            (False, None),
+        ]
+
+
 async def test_what_an_endpoint_says_of_itself_is_to_come_until_it_has_failed_to_say_it() -> None:
     async with Server(b"") as server, probing(hold=0.05, timeout=0.3) as rig:
         base = server.endpoint()
@@ -436,7 +451,7 @@ async def test_an_endpoint_that_is_not_ready_is_asked_as_soon_as_it_is() -> None
         held = rig.complete(ready)
         await rig.settled()
 
-        assert before == (replace(unready, owned_by=None), 0, True)
+        assert before == (unready, 0, True)
         assert held == (replace(ready, ready=False, owned_by=None),)
         assert rig.complete(ready) == (replace(ready, owned_by="vllm", models=models("m")),)
 

@@ -187,7 +187,13 @@ def test_the_union_has_each_address_and_port_once() -> None:
 
 def test_in_the_union_endpoints_without_an_address_are_not_one() -> None:
     waiting = [msgspec.structs.replace(each, address="", ready=False) for each in (V1, S1)]
+    waiting.append(msgspec.structs.replace(waiting[0], namespace="other"))
     assert union(snapshot(*waiting, other=(V2,))) == (*waiting, V2)
+
+
+def test_in_the_union_the_ready_one_of_two_at_an_address_counts() -> None:
+    ended = msgspec.structs.replace(V1, name="before", ready=False)
+    assert union(snapshot(V1, other=(ended,))) == union(snapshot(ended, other=(V1,))) == (V1,)
 
 
 def test_candidates_are_built_once_for_a_snapshot_and_a_policy() -> None:

@@ -415,6 +415,14 @@ def test_a_rewritten_model_is_matched_as_what_the_engines_call_it(
     assert outcome(decide(asking("vllm", **asked), world, policy())) == expected
 
 
+@pytest.mark.parametrize(("ready", "status"), [(True, 503), (False, 404)])
+def test_an_owner_is_not_unknown_while_a_ready_endpoint_may_turn_out_to_be_it(ready: bool, status: int) -> None:  # noqa: FBT001 - a column
+    asked = msgspec.structs.replace(endpoint(6, models=None, ready=ready), owned_by=None)
+    rules = policy("match: {engineFrom: [label, probe]}\n")
+
+    assert outcome(decide(asking("tgi"), snapshot(V1, asked), rules))[0] == status
+
+
 def test_in_a_union_a_name_is_what_it_is_in_each_pool() -> None:
     other = Pool("default", "other")
     pools = {CHAT: (endpoint(6, "vllm", ("v1",)),), other: (endpoint(7, "vllm", ("chat",)),)}

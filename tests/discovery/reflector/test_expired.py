@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.discovery.reflector.following import Following, document, event, failure, page, pod, status
+from tests.discovery.reflector.following import Following, bookmark, document, event, failure, page, pod, status
 
 GONE = "too old resource version: 1 (9)"
 
@@ -87,6 +87,23 @@ async def test_what_expires_again_and_again_backs_off(
         await following.lists()
 
     assert naps == [2.0, 4.0, 8.0, 16.0]
+
+
+async def test_one_that_expires_after_each_piece_of_news_is_no_reason_to_list_without_a_pause(
+    server: Any, follow: Any
+) -> None:
+    following: Following = follow()
+    await following.lists(version="1")
+    naps = []
+    for number in range(5):
+        watch = await server.request()
+        await watch.stream()
+        await watch.line(bookmark(f"{number + 2}"), failure(410, GONE))
+        if number:  # the first time there is no reason to wait
+            naps.append(await following.nap())
+        await following.lists(version=f"{number + 2}")
+
+    assert naps == [0.5] * 4
 
 
 async def test_an_event_from_before_the_list_brings_nothing_back(server: Any, follow: Any) -> None:
