@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.discovery.reflector.following import SHORT, Following, document, event, failure, pod, status
+from tests.discovery.reflector.following import PATIENT, SHORT, Following, document, event, failure, pod, status
 from tests.fakes.api_server import Exchange
 
 
@@ -183,3 +183,14 @@ async def test_a_port_where_nobody_listens_is_a_failure_like_any_other(server: A
         "error": following.reflector.error,
     }
     assert str(following.reflector.error).startswith("no connection to the API server: ")
+
+
+async def test_a_refusal_is_no_watch_however_long_it_took(server: Any, follow: Any) -> None:
+    following: Following = follow(timing=PATIENT)  # for which any time is long
+    await following.lists()
+    naps = []
+    for _ in range(4):
+        await (await server.request()).json(503, status(503, "the server is not ready"))
+        naps.append(await following.nap())
+
+    assert naps == [0.5, 1.0, 2.0, 4.0]
