@@ -112,8 +112,7 @@ class App:
     async def _serve(self, namespace: str) -> None:
         """Listen, follow the sources, and be ready as soon as they are; `namespace` is that of `--pool-name`."""
         settings = self._settings
-        followed = self._watches.names if self._watches else ()
-        health = Health(dict.fromkeys(("policy", *followed, "endpoints", "serving")))
+        health = Health(dict.fromkeys(("policy", *self._followed, "endpoints", "serving")))
         defer = asyncio.get_running_loop().call_later
         decisions = DecisionLog(self._logger, settings.log_format, settings.log_level, defer)
         pool = Pool(namespace, settings.pool_name) if settings.pool_name else None
@@ -143,23 +142,28 @@ class App:
             drain_timeout=settings.drain_timeout,
         )
         jobs = [file.watch(self._file_loaded) for file in self._files.values()]
-        jobs += [self._probe.run(), self._become_ready(health, followed)]
+        jobs += [self._probe.run(), self._become_ready(health)]
         jobs += self._watches.jobs() if self._watches else []
         try:
             await _beside(lifecycle.run(), jobs)
         finally:
             decisions.flush()
 
-    async def _become_ready(self, health: Health, followed: tuple[str, ...]) -> None:
+    @property
+    def _followed(self) -> tuple[str, ...]:
+        """What is followed at an API server, a component each."""
+        return self._watches.names if self._watches else ()
+
+    async def _become_ready(self, health: Health) -> None:
         """Say of each component that it is well once it is, then stay like the other jobs."""
 
         async def sync(name: str) -> None:
-            if self._watches and name in followed:
+            if self._watches and name in self._followed:
                 await self._watches.synced(name)
             await health.set(name, well=True)
 
         async def ask() -> None:
-            await asyncio.gather(*(sync(name) for name in followed if name != "policy"))
+            await asyncio.gather(*(sync(name) for name in self._followed if name != "policy"))
             self._publish()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._probe.settled.wait(), PATIENCE)

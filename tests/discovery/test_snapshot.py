@@ -27,6 +27,18 @@ def test_a_replacement_is_a_new_generation_and_the_old_snapshot_stays_as_it_was(
     assert (store.current().generation, store.current().endpoints) == (2, {POOL: (ONE, TWO)})
 
 
+def test_what_was_derived_from_the_last_snapshot_is_there_for_the_next_one_and_no_longer() -> None:
+    store = SnapshotStore()
+    store.replace({POOL: [ONE]})
+    store.current().memo["derived"] = "from one"
+    store.replace({POOL: [TWO]})
+    second = (dict(store.current().memo), store.current().former)
+    store.replace({POOL: [ONE, TWO]})
+
+    assert second == ({}, {"derived": "from one"})
+    assert store.current().former == {}
+
+
 def test_the_same_endpoints_again_are_no_new_generation() -> None:
     store = SnapshotStore()
     store.replace({POOL: [ONE]})

@@ -6,7 +6,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from extproc.discovery.snapshot import SnapshotStore
 from extproc.policy.candidates import Candidates, Group, candidates, engine, models_of, union
 from extproc.policy.types import Endpoint, Model, ModelEntry
 from tests.builders import CHAT, endpoint, policy, snapshot
@@ -149,11 +148,10 @@ def test_what_was_sorted_before_is_sorted_the_same_again(later: tuple[Endpoint, 
 
 
 def test_the_next_snapshot_s_candidates_begin_with_those_of_the_last() -> None:
-    store = SnapshotStore()
-    store.replace({CHAT: (V1, V2)})
-    first = candidates(store.current(), DEFAULT, CHAT, decoding=False)
-    store.replace({CHAT: (V1, S1)})
-    second = candidates(store.current(), DEFAULT, CHAT, decoding=False)
+    last = snapshot(V1, V2)
+    first = candidates(last, DEFAULT, CHAT, decoding=False)
+    then = msgspec.structs.replace(snapshot(V1, S1, generation=2), former=last.memo)
+    second = candidates(then, DEFAULT, CHAT, decoding=False)
 
     assert second.places[id(V1)] is first.places[id(V1)]
     assert [place[0] for place in second.places.values()] == [V1, S1]

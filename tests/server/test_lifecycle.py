@@ -4,6 +4,7 @@
 import asyncio
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,21 @@ async def test_endpoints_whose_models_are_not_given_are_asked_before_it_is_ready
         ("sglang", ["qwen"]),
     ]
     assert probe == {"followed": 2, "answered": 2, "failing": 0, "failures": []}
+
+
+@pytest.mark.slow
+async def test_it_waits_ten_seconds_for_an_engine_that_says_nothing_and_no_longer(tmp_path: Path) -> None:
+    with socket.create_server((LOOPBACK, 0)) as silent:  # it takes connections and says nothing
+        path = tmp_path / "endpoints.yaml"
+        member = {"name": "one", "address": f"{LOOPBACK}:{silent.getsockname()[1]}"}
+        path.write_text(json.dumps({"pools": [{"name": "chat", "endpoints": [member]}]}))
+        started = time.monotonic()
+        async with Server("--endpoints-file", str(path), "--probe-timeout", "1h") as server:
+            took = time.monotonic() - started
+            (endpoint,) = (await page(server, "/endpointz"))["pools"]["default/chat"]
+
+    assert took >= 10
+    assert (endpoint["ready"], endpoint["models"], endpoint["owned_by"]) == (True, None, None)
 
 
 async def test_it_listens_before_it_is_ready_and_can_be_ended_then(tmp_path: Path) -> None:

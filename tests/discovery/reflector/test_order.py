@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from tests.discovery.reflector.following import PATIENT, Following, document, event, pod
+from tests.discovery.reflector.following import PATIENT, Following, document, event, failure, pod
 
 
 async def heard(server: Any, following: Following, *events: Any) -> list[Any]:
@@ -70,6 +70,20 @@ async def test_versions_that_are_no_numbers_are_taken_in_the_order_of_their_even
         (pod("a", "bb"), None),
         (None, pod("a", "00x")),
     ]
+
+
+async def test_a_store_that_was_set_back_may_bring_back_what_was_deleted(server: Any, follow: Any) -> None:
+    following: Following = follow()
+    await following.lists()
+    watch = await server.request()
+    await watch.stream()
+    await watch.line(event("ADDED", "a", 90), event("DELETED", "a", 100), failure(410, "too old"))
+    await following.lists(version="50")
+    watch = await server.request()
+    await watch.stream()
+    await watch.line(event("ADDED", "a", 60))
+
+    assert await following.told(3) == [(None, pod("a", 90)), (pod("a", 90), None), (None, pod("a", 60))]
 
 
 async def test_only_the_latest_deletions_are_remembered(server: Any, follow: Any) -> None:
