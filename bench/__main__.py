@@ -23,7 +23,7 @@ from extproc.demo.processes import Server, end
 from extproc.discovery.file import parse_endpoints
 from extproc.envoy.binding import Binding
 from extproc.envoy.pb import external_processor_pb2 as pb
-from extproc.envoy.responses import Replies
+from extproc.envoy.replies import Replies
 from extproc.envoy.session import Session
 from extproc.policy.config import default_policy
 from extproc.policy.types import Snapshot

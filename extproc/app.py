@@ -13,9 +13,10 @@ import msgspec
 
 from extproc import __version__
 from extproc.discovery.file import WatchedFile, parse_endpoints
+from extproc.discovery.load import LoadConfig, LoadWatch
 from extproc.discovery.probe import Probe, ProbeConfig
 from extproc.discovery.snapshot import Coalescer, SnapshotStore
-from extproc.envoy.binding import Binding
+from extproc.envoy.binding import Attachment, Binding
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import PolicyConfig, default_policy, parse_policy
@@ -69,6 +70,7 @@ class App:
         self._rewrites: Callable[[], Mapping[Pool, Rewrites]] = dict
         self._publisher = Coalescer(self._publish)
         self._probe = Probe(_probing(settings), self._publisher.poke, self._policy.current, self._metrics, self._logger)
+        self._load = LoadWatch(_load_reading(settings), self._store.current, self._metrics, self._logger)
         self._watches: Watches | None = None
         self._files: dict[str, WatchedFile] = {}
         if settings.endpoints_file:
@@ -117,12 +119,13 @@ class App:
         decisions = DecisionLog(self._logger, settings.log_format, settings.log_level, defer)
         pool = Pool(namespace, settings.pool_name) if settings.pool_name else None
         processor = ExternalProcessor(
-            Binding(settings.attachment, pool, settings.allow_pool_union),
+            Binding(settings.attachment, union=settings.allow_pool_union, default=pool),
             self._store.current,
             self._policy.current,
             self._logger,
             decisions,
             self._metrics,
+            lambda: self._load.current,
         )
         admin = admin_app(lambda: health.ready, self._pages(health, processor), settings.admin_address)
         lifecycle = Lifecycle(
@@ -142,7 +145,7 @@ class App:
             drain_timeout=settings.drain_timeout,
         )
         jobs = [file.watch(self._file_loaded) for file in self._files.values()]
-        jobs += [self._probe.run(), self._become_ready(health)]
+        jobs += [self._probe.run(), self._load.run(), self._become_ready(health)]
         jobs += self._watches.jobs() if self._watches else []
         try:
             await _beside(lifecycle.run(), jobs)
@@ -220,6 +223,7 @@ class App:
                 "longest_hint": processor.longest_hint,
                 "sources": self._sources(),
                 "probe": self._probe.status(),
+                "load": self._load.status(),
             }
 
         def config() -> dict[str, Any]:
@@ -260,6 +264,13 @@ def _probing(settings: Settings) -> ProbeConfig:
         insecure_skip_verify=settings.probe_insecure_skip_verify,
         token_file=settings.probe_token_file,
     )
+
+
+def _load_reading(settings: Settings) -> LoadConfig:
+    interval = settings.refresh_metrics_interval
+    if interval is None:  # only a picker orders endpoints by load
+        interval = 1.0 if settings.attachment is Attachment.PICKER else 0.0
+    return LoadConfig(interval=interval, stale=settings.metrics_staleness_threshold, asking=_probing(settings))
 
 
 def _counts(snapshot: Snapshot, pool: Any) -> dict[str, int]:

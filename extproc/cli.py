@@ -16,10 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from extproc import __version__
 from extproc.app import App
 from extproc.discovery.file import parse_endpoints
-from extproc.envoy.binding import Binding, ProtocolError, parse_pool
+from extproc.envoy.binding import Attachment, Binding, ProtocolError, parse_pool
 from extproc.envoy.explain import Explanation, HttpRequest, explain
 from extproc.envoy.names import SERVICE
-from extproc.envoy.responses import Attachment
 from extproc.policy.config import Duration, default_policy, parse_policy
 from extproc.policy.document import DocumentError
 from extproc.policy.types import Pool, Snapshot
@@ -28,6 +27,7 @@ from extproc.settings import ALL_NAMESPACES, Settings
 F = TypeVar("F", bound=Callable[..., Any])
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _LAST_PORT = 65535
+_LEAST_REFRESH = 0.05
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _LABEL_KEY = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -154,6 +154,17 @@ def main() -> None:
 @_flag("--probe-ca-file", type=_FILE, help="Whom to trust with https; else the system's authorities.")
 @_flag("--probe-insecure-skip-verify", is_flag=True, help="With https, trust everybody.")
 @_flag("--probe-token-file", type=_FILE, help="A bearer token for the endpoints; read again as it changes.")
+@_flag(
+    "--refresh-metrics-interval",
+    type=_DurationType(),
+    help="How often endpoints are asked how busy they are; 0s: never. 1s with --attachment picker, else 0s.",
+)
+@_flag(
+    "--metrics-staleness-threshold",
+    type=_DurationType(),
+    default="5s",
+    help="How long that counts; at least three intervals.",
+)
 @_flag("--drain-delay", type=_DurationType(), default="5s", help="How long to go on accepting after SIGTERM.")
 @_flag("--drain-timeout", type=_DurationType(), default="30s", help="How long open streams may then take.")
 @_flag("--log-format", type=click.Choice(["json", "console"]), default="json", help="One JSON object a line, or text.")
@@ -182,6 +193,11 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
         raise click.UsageError("--endpoint-selector needs namespaces by name")
     if 0 < flags["probe_interval"] < 1:
         raise click.UsageError("--probe-interval must be 1s or longer, or 0s for never")
+    refresh = flags["refresh_metrics_interval"] or 0
+    if 0 < refresh < _LEAST_REFRESH:
+        raise click.UsageError("--refresh-metrics-interval must be 50ms or longer, or 0s for never")
+    if flags["metrics_staleness_threshold"] < 3 * max(refresh, 1 if flags["refresh_metrics_interval"] is None else 0):
+        raise click.UsageError("--metrics-staleness-threshold must be at least three times --refresh-metrics-interval")
     if flags["probe_timeout"] <= 0:
         raise click.UsageError("--probe-timeout must be longer than nothing")
 
@@ -199,6 +215,8 @@ def validate(file: Path) -> None:
 @_flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
 @click.option("--attachment", type=click.Choice(_ATTACHMENTS), default=Attachment.BEFORE.value, show_default=True)
 @click.option("--pool", type=_PoolType(), default=None, help="The pool that the filter names.")
+@click.option("--cluster", default="", help="Where the route leads, as Envoy calls it (xds.cluster_name).")
+@click.option("--pick", default="", metavar="IP:PORT,...", help="What the EPP picked, for `after`.")
 @click.option("-X", "--request", "method", default=None, help="The method; GET, or POST with -d.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="'K: V'", help="A header; may be repeated.")
 @click.option(
@@ -230,7 +248,7 @@ def explain_command(**given: Any) -> None:
     if not given["path"].startswith("/"):
         raise click.UsageError(f"`{given['path']}` is not a path: it begins with /")
     method = given["method"] or ("GET" if given["data"] is None else "POST")
-    request = HttpRequest(method, given["path"], tuple(headers), body)
+    request = HttpRequest(method, given["path"], tuple(headers), body, given["pick"], given["cluster"])
     snapshot = Snapshot(1, tuple(endpoints), endpoints)
     found = explain(request, Binding(Attachment(given["attachment"]), given["pool"]), snapshot, policy)
     click.echo(found.to_json() if given["as_json"] else _words(found), nl=False)

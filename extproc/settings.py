@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from extproc.envoy.responses import Attachment
+from extproc.envoy.binding import Attachment
 
 ALL_NAMESPACES = "*"
 """What `--namespaces` says for all of them."""
@@ -42,6 +42,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     probe_ca_file: Path | None = None
     probe_insecure_skip_verify: bool = False
     probe_token_file: Path | None = None
+    refresh_metrics_interval: float | None = None
+    metrics_staleness_threshold: float = 5.0
     drain_delay: float = 5.0
     drain_timeout: float = 30.0
     log_format: Literal["json", "console"] = "json"

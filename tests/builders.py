@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Short ways to say what a test is about: a policy, endpoints, a snapshot, Envoy's messages."""
 
+import itertools
 import json
+from collections.abc import Iterable
 from typing import Any, Self
 
 from google.protobuf.struct_pb2 import Struct
 
+from extproc.envoy.binding import Attachment, Binding
 from extproc.envoy.pb import external_processor_pb2 as pb
+from extproc.envoy.replies import Replies
 from extproc.envoy.session import Session
 from extproc.policy.config import PolicyConfig, parse_policy
 from extproc.policy.extract import from_head
+from extproc.policy.pick import Loads
 from extproc.policy.types import Endpoint, InferenceRequest, Model, Pool, Scope, Snapshot
 
 CHAT = Pool("default", "chat")
@@ -26,6 +31,8 @@ SPOOFABLE = (
     "test-epp-endpoint-selection",
 )
 MODE = pb.ProcessingMode
+NONE, DUPLEX = MODE.NONE, MODE.FULL_DUPLEX_STREAMED
+DEST = "x-gateway-destination-endpoint"
 
 
 def policy(text: str = "") -> PolicyConfig:
@@ -85,10 +92,12 @@ def headers(  # what the first message may say
     path: str = "/v1/chat/completions",
     ends: bool = False,
     mode: Any = None,
+    answers: Any = None,
     content_type: str = "application/json",
     metadata: dict[str, dict[str, Any]] | None = None,
+    cluster: str = "",
 ) -> pb.ProcessingRequest:
-    """The first message of a stream; `mode` is the request's configured body mode."""
+    """The first message of a stream; `mode` and `answers` are the configured body modes of request and response."""
     all_pairs = [(":method", method), (":path", path), (":authority", "gateway")]
     all_pairs += [("content-type", content_type)] if content_type else []
     message = pb.ProcessingRequest()
@@ -97,9 +106,19 @@ def headers(  # what the first message may say
     message.protocol_config.SetInParent()
     if mode is not None:
         message.protocol_config.request_body_mode = mode
-    for namespace, value in (metadata or {}).items():
-        message.metadata_context.filter_metadata[namespace].CopyFrom(struct(value))
+    if answers is not None:
+        message.protocol_config.response_body_mode = answers
+    message.metadata_context.CopyFrom(context(metadata or {}))
+    if not metadata:
+        message.ClearField("metadata_context")
+    if cluster:
+        message.attributes["envoy.filters.http.ext_proc"].CopyFrom(struct({"xds.cluster_name": cluster}))
     return message
+
+
+def context(metadata: dict[str, dict[str, Any]]) -> pb.Metadata:
+    """The dynamic metadata that Envoy forwards with a message, by namespace."""
+    return pb.Metadata(filter_metadata={namespace: struct(value) for namespace, value in metadata.items()})
 
 
 def body(data: bytes | dict[str, Any], *, ends: bool = True) -> pb.ProcessingRequest:
@@ -113,9 +132,10 @@ def trailers() -> pb.ProcessingRequest:
     return pb.ProcessingRequest(request_trailers=pb.HttpTrailers(trailers=header_map([("x-end", "1")])))
 
 
-def said(owner: str, model: str, reason: str, endpoints: int, guard: str = "") -> dict[str, Any]:
-    """Our own metadata namespace (design section 3)."""
-    return {"owned_by": {"owner": owner, "model": model, "reason": reason, "endpoints": endpoints, "guard": guard}}
+def said(owner: str, model: str, reason: str, endpoints: int, guard: str | None = "") -> dict[str, Any]:
+    """Our own metadata namespace (design section 3); None leaves the guard of an earlier filter as it is."""
+    found = {"owner": owner, "model": model, "reason": reason, "endpoints": endpoints}
+    return {"owned_by": found if guard is None else found | {"guard": guard}}
 
 
 def hint(*destinations: str) -> dict[str, Any]:
@@ -128,29 +148,60 @@ def destination(value: str) -> dict[str, Any]:
     return {"envoy.lb": {"x-gateway-destination-endpoint": value}}
 
 
-def goes_on(metadata: dict[str, Any], *, sets: dict[str, str] | None = None) -> pb.ProcessingResponse:
+def before(owner: str, model: str, *to: str, reason: str = "owner-matched") -> dict[str, Any]:
+    """The metadata of `before`: the hint, the guard that says the same, our namespace."""
+    guard = ",".join(to)
+    return hint(*to) | destination(guard) | said(owner, model, reason, len(to), guard)
+
+
+def picked(owner: str, model: str, *to: str, reason: str = "owner-matched") -> dict[str, Any]:
+    """The metadata of `picker`: the destination and our namespace."""
+    return destination(",".join(to)) | said(owner, model, reason, len(to))
+
+
+def goes_on(
+    metadata: dict[str, Any],
+    *,
+    sets: dict[str, str] | None = None,
+    removes: Iterable[str] = SPOOFABLE,
+    reroute: bool = False,
+) -> pb.ProcessingResponse:
     """The answer to the headers: go on, without what only a gateway may say."""
-    message = pb.ProcessingResponse(dynamic_metadata=struct(metadata))
-    mutation = message.request_headers.response.header_mutation
-    mutation.remove_headers.extend(SPOOFABLE)
-    for name, value in (sets or {}).items():
-        mutation.set_headers.append(_option(name, value))
-    return message
+    message = pb.ProcessingResponse(request_headers=pb.HeadersResponse(response=_change(sets, removes, reroute)))
+    if message.request_headers.response == pb.CommonResponse():
+        message.request_headers.ClearField("response")
+    return _with(message, metadata)
 
 
-def body_goes_on(metadata: dict[str, Any], *, sets: dict[str, str] | None = None) -> pb.ProcessingResponse:
-    """The answer to a body that was asked for: go on, the body as it is."""
-    message = pb.ProcessingResponse(dynamic_metadata=struct(metadata), request_body=pb.BodyResponse())
-    for name, value in (sets or {}).items():
-        message.request_body.response.header_mutation.set_headers.append(_option(name, value))
-    return message
+def body_goes_on(
+    metadata: dict[str, Any],
+    *,
+    sets: dict[str, str] | None = None,
+    removes: Iterable[str] = (),
+    reroute: bool = False,
+    body: bytes | None = None,
+) -> pb.ProcessingResponse:
+    """The answer to a body that was asked for: go on, the body as it is, or another one."""
+    message = pb.ProcessingResponse(request_body=pb.BodyResponse(response=_change(sets, removes, reroute)))
+    if body is not None:
+        message.request_body.response.body_mutation.body = body
+    if message.request_body.response == pb.CommonResponse():
+        message.request_body.ClearField("response")
+    return _with(message, metadata)
 
 
-def asks() -> pb.ProcessingResponse:
+def asks(removes: Iterable[str] = SPOOFABLE, *, reroute: bool = False) -> pb.ProcessingResponse:
     """The answer to the headers that asks for the body."""
     message = pb.ProcessingResponse(mode_override=pb.ProcessingMode(request_body_mode=MODE.BUFFERED_PARTIAL))
-    message.request_headers.response.header_mutation.remove_headers.extend(SPOOFABLE)
+    message.request_headers.response.header_mutation.remove_headers.extend(removes)
+    message.request_headers.response.clear_route_cache = reroute
     return message
+
+
+def streams() -> pb.ProcessingResponse:
+    """Instead of an answer to the headers: all of the body is to come (facts/envoy.md 2.3)."""
+    mode = pb.ProcessingMode(request_body_mode=DUPLEX, request_trailer_mode=MODE.SEND)
+    return pb.ProcessingResponse(mode_override=mode)
 
 
 def frame(data: bytes, *, ends: bool = False) -> pb.ProcessingResponse:
@@ -160,14 +211,71 @@ def frame(data: bytes, *, ends: bool = False) -> pb.ProcessingResponse:
     return pb.ProcessingResponse(request_body=pb.BodyResponse(response=pb.CommonResponse(body_mutation=mutation)))
 
 
+def frames(data: bytes, *, ends: bool = True) -> list[pb.ProcessingResponse]:
+    """The request body in pieces; the one that ends it is always empty."""
+    pieces = [frame(data[at : at + 62_000]) for at in range(0, len(data), 62_000)]
+    return [*pieces, frame(b"", ends=True)] if ends else pieces
+
+
 def kept_trailers() -> pb.ProcessingResponse:
     """The request's trailers as they came."""
     return pb.ProcessingResponse(request_trailers=pb.TrailersResponse())
 
 
+def answer_headers(
+    *, duplex: bool | None = None, ends: bool = False, metadata: dict[str, dict[str, Any]] | None = None
+) -> pb.ProcessingRequest:
+    """The response's headers; `duplex` where it is the first message of the stream, which tells the modes."""
+    message = pb.ProcessingRequest(
+        response_headers=pb.HttpHeaders(headers=header_map([(":status", "404")]), end_of_stream=ends)
+    )
+    if duplex is not None:
+        message.protocol_config.response_body_mode = DUPLEX if duplex else NONE
+    if metadata:
+        message.metadata_context.CopyFrom(context(metadata))
+    return message
+
+
+def answer_body(data: bytes, *, ends: bool) -> pb.ProcessingRequest:
+    """A piece of the response's body."""
+    return pb.ProcessingRequest(response_body=pb.HttpBody(body=data, end_of_stream=ends))
+
+
+def answer_frame(data: bytes, *, ends: bool) -> pb.ProcessingResponse:
+    """A piece of the response's body as it came."""
+    message = pb.ProcessingResponse()
+    streamed = message.response_body.response.body_mutation.streamed_response
+    streamed.body, streamed.end_of_stream = data, ends
+    return message
+
+
+KEPT_HEADERS = pb.ProcessingResponse(response_headers=pb.HeadersResponse())
+KEPT_ANSWER_TRAILERS = pb.ProcessingResponse(response_trailers=pb.TrailersResponse())
+
+
 def parsed(replies: list[bytes]) -> list[pb.ProcessingResponse]:
     """Answers as messages."""
     return [pb.ProcessingResponse.FromString(reply) for reply in replies]
+
+
+PLAIN = snapshot(endpoint(1, "vllm", None), endpoint(2, "vllm", None), endpoint(3, "sglang", None))
+"""Nothing is known of the models: a named owner suffices."""
+MIXED = snapshot(endpoint(1, "vllm"), endpoint(2, "vllm", (QWEN,)), endpoint(3, "sglang"))
+"""The endpoints differ in their models: the model matters too."""
+DEFAULT = policy()
+
+
+def session(
+    attachment: Attachment = Attachment.BEFORE,
+    world: Snapshot = PLAIN,
+    policy_: PolicyConfig = DEFAULT,
+    loads: Loads | None = None,
+    **more: Any,
+) -> Session:
+    """A stream of the pool `default/chat`, or of what `more` says of its binding; rotations count up from 0."""
+    replies = Replies(world, policy_)
+    binding = Binding(attachment, **({"pool": CHAT} | more))
+    return Session(binding, lambda: replies, itertools.count().__next__, lambda: loads or {})
 
 
 class Playbook:
@@ -185,6 +293,21 @@ class Playbook:
         answers, self.said = self.said, []
         assert answers == expected
         return self
+
+
+def _change(sets: dict[str, str] | None, removes: Iterable[str], reroute: bool) -> pb.CommonResponse:  # noqa: FBT001
+    change = pb.CommonResponse(clear_route_cache=reroute)
+    for name, value in (sets or {}).items():
+        change.header_mutation.set_headers.append(_option(name, value))
+    if removes:
+        change.header_mutation.remove_headers.extend(removes)
+    return change
+
+
+def _with(message: pb.ProcessingResponse, metadata: dict[str, Any]) -> pb.ProcessingResponse:
+    if metadata:
+        message.dynamic_metadata.CopyFrom(struct(metadata))
+    return message
 
 
 def _option(name: str, value: str) -> pb.HeaderValueOption:

@@ -33,6 +33,42 @@ steps        filter                            eligible before -> after
 """
 
 
+STEPS = """\
+steps        filter                            eligible before -> after
+             pool default/chat                 2 -> 2
+             owner sglang                      2 -> 1
+             model m                           1 -> 1
+"""
+ASKED = """\
+decision     restrict (owner-matched)
+asked for    sglang
+named by     engine
+model        m
+body read    yes
+owner        sglang
+endpoints    127.0.0.1:8002
+"""
+DESTINATION = "destination  127.0.0.1:8002\n"
+HEADERS_SET = "headers set  x-gateway-destination-endpoint: 127.0.0.1:8002\n"
+BY_ATTACHMENT = {
+    "before": ([], DESTINATION),
+    "after": (["--pick", "127.0.0.1:8001"], f"{DESTINATION}EPP's pick   rewritten\n{HEADERS_SET}"),
+    "picker": ([], DESTINATION + HEADERS_SET),
+    "header": ([], "headers set  x-owned-by: sglang, x-gateway-model-name: m\n"),
+}
+CLUSTERS = {
+    "a pool's": ("outbound|54321||chat-ip-31e06f7d.default.svc.cluster.local", "restrict (hint-without-body)"),
+    "no pool's": ("outbound|80||web.default.svc.cluster.local", "passthrough (not-a-pool)"),
+    "an unknown pool's": ("outbound|54321||chat-ip-31e06f7d.prod.svc.cluster.local", "reject (pool-unknown)"),
+}
+PICKS = {
+    "kept": ("127.0.0.1:8002", "kept"),
+    "narrowed": ("127.0.0.1:8001, 127.0.0.1:8002", "narrowed"),
+    "rewritten": ("10.0.0.1:1", "rewritten"),
+    "none": ("", "epp-bypassed"),
+}
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "policy.yaml").write_text(POLICY)
@@ -78,6 +114,50 @@ class TestExplain:
         assert run("explain", *arguments, text=text) == (
             0,
             EXPLAINED,
+        )
+
+    @pytest.mark.parametrize("attachment", BY_ATTACHMENT)
+    def test_it_shows_what_each_attachment_does(self, attachment: str) -> None:
+        more, shown = BY_ATTACHMENT[attachment]
+        arguments = ["--endpoints-file", "endpoints.yaml", "--attachment", attachment, *more, "-d", "-", "/v1/x"]
+
+        assert run("explain", *arguments, text='{"model": "m", "engine": "sglang"}') == (0, ASKED + shown + STEPS)
+
+    @pytest.mark.parametrize(("cluster", "decision"), CLUSTERS.values(), ids=CLUSTERS)
+    def test_it_takes_into_account_where_the_route_leads(self, cluster: str, decision: str) -> None:
+        arguments = ["--cluster", cluster, "-X", "POST", "-H", "x-owned-by: sglang", "/v1/x"]
+        code, output = run("explain", "--endpoints-file", "endpoints.yaml", *arguments)
+
+        assert (code, output.splitlines()[0]) == (0, f"decision     {decision}")
+
+    def test_a_pool_that_is_named_counts_for_more_than_where_the_route_leads(self) -> None:
+        cluster, _ = CLUSTERS["no pool's"]
+        arguments = ["--pool", "default/chat", "--cluster", cluster, "-H", "x-owned-by: sglang", "/v1/x"]
+        code, output = run("explain", "--endpoints-file", "endpoints.yaml", *arguments)
+
+        assert (code, output.splitlines()[0]) == (0, "decision     restrict (hint-without-body)")
+
+    @pytest.mark.parametrize(("pick", "correction"), PICKS.values(), ids=PICKS)
+    def test_it_shows_what_becomes_of_a_pick(self, pick: str, correction: str) -> None:
+        arguments = ["--attachment", "after", "--pick", pick, "--json", "-H", "x-owned-by: sglang", "/v1/x"]
+        code, output = run("explain", "--endpoints-file", "endpoints.yaml", *arguments)
+        found = msgspec.json.decode(output)
+
+        assert (code, found["correction"], found["destination"]) == (0, correction, "127.0.0.1:8002")
+
+    def test_it_shows_the_body_that_the_engine_gets(self, folder: Path) -> None:
+        (folder / "policy.yaml").write_text(POLICY + "body: {strip: true}\n")
+        arguments = ["--config-file", "policy.yaml", "-d", "-", "/v1/x"]
+        code, output = run("explain", "--endpoints-file", "endpoints.yaml", *arguments, text='{"engine": "sglang"}')
+
+        assert (code, [line for line in output.splitlines() if line.startswith("body  ")]) == (0, ["body         {}"])
+
+    def test_an_attachment_that_is_none_is_a_usage_error(self) -> None:
+        code, output = run("explain", "--endpoints-file", "endpoints.yaml", "--attachment", "behind", "/v1/x")
+
+        assert (code, output.splitlines()[-1]) == (
+            2,
+            "Error: Invalid value for '--attachment': 'behind' is not one of 'before', 'after', 'picker', 'header'.",
         )
 
     def test_json_is_one_object(self) -> None:
@@ -147,6 +227,15 @@ class TestServe:
             ("--config-map a/b/c", "`a/b/c` is not [namespace/]name"),
             ("--probe-interval 30ms", "--probe-interval must be 1s or longer, or 0s for never"),
             ("--probe-timeout 0s", "--probe-timeout must be longer than nothing"),
+            ("--refresh-metrics-interval 30ms", "--refresh-metrics-interval must be 50ms or longer, or 0s for never"),
+            (
+                "--metrics-staleness-threshold 2s",
+                "--metrics-staleness-threshold must be at least three times --refresh-metrics-interval",
+            ),
+            (
+                "--refresh-metrics-interval 2s --metrics-staleness-threshold 5s",
+                "--metrics-staleness-threshold must be at least three times --refresh-metrics-interval",
+            ),
         ],
     )
     def test_flags_that_make_no_sense_are_a_usage_error(self, arguments: str, message: str) -> None:

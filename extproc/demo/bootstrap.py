@@ -1,51 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A gateway's Envoy configuration as a pure function of a plan: `owned-by.before`, then the EPP's place, then the pool.
+"""A gateway's Envoy configuration as a pure function of a plan: our filters around the EPP's place, then the pools.
 
-It is the configuration of facts/envoy.md section 9, on free ports of 127.0.0.1.
+It is the configuration of facts/envoy.md section 9, and its differences for the other modes, on free ports of 127.0.0.1.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Final
 
 from extproc.demo.client import LOOPBACK
 from extproc.envoy import names
-from extproc.envoy.responses import Attachment
+from extproc.envoy.binding import Attachment
 from extproc.policy.config import default_policy
 from extproc.policy.extract import header_names
 
 Json = dict[str, Any]
+Endpoints = tuple[tuple[str, int], ...]
 
 LISTENER: Final = "gateway"
 """The listener's name, as the admin interface lists it."""
+HEADER_FILTER: Final = "owned-by.header"
 BEFORE_FILTER: Final = "owned-by.before"
 PICKER_FILTER: Final = "envoy.filters.http.ext_proc"
+AFTER_FILTER: Final = "owned-by.after"
+POOL: Final = "pool"
 
-MUTABLE: Final = "x-(gateway|owned-by|prefiller|encoder|data-p|kv-c).*|content-(length|type)|retry-after|test-epp.*"
-"""The headers that `before` may set and remove. Prefixes, because Envoy refuses a regex with a program above 100."""
+MUTABLE: Final = "(x-(gateway|owned-by|prefiller|encoder|data-p|kv-c)|test-epp).*|content-(length|type)|retry-after"
+"""The headers that we may set and remove. Envoy refuses a regex whose program is above 100, and 1.36 to 1.38 count more
+than 1.40 does: hence prefixes, and one `.*` for them all."""
 
 _EXTENSIONS: Final = "type.googleapis.com/envoy.extensions"
-_PLENTY: Final = {
-    "max_connections": 100_000,
-    "max_pending_requests": 100_000,
-    "max_requests": 100_000,
-    "max_retries": 100_000,
-}
+_PLENTY: Final = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests", "max_retries"), 100_000)
+
+
+class Bodies(StrEnum):
+    """How a filter of ours gets request bodies (design section 2).
+
+    PARTIAL: not at all until our answer asks for what fits into the buffer. STREAM: the same, but we are told to ask for
+    all of it as a stream, which Envoy 1.40 is the first to grant. DUPLEX: always streamed, and we hand it back.
+    """
+
+    PARTIAL = "partial"
+    STREAM = "stream"
+    DUPLEX = "duplex"
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route that is tried before the plan's own, and its cluster; `headers` must all be there with just these values.
+
+    The request attribute xds.cluster_name shows `cluster`: `outbound|54321||chat-ip-1a2b3c4d.default.svc.cluster.local`
+    is what Istio calls a pool.
+    """
+
+    cluster: str
+    endpoints: Endpoints
+    prefix: str = "/"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What one Envoy shall be.
 
-    `endpoints` is the pool. A processor whose port is None has no filter. `forward_hint` is whether the EPP's place sees
-    the hint; durations are Envoy's (`2s`). `retries` of 0 is no retry policy. `access_log` is a file's path.
+    `endpoints` is the pool, the cluster `pool`. A processor whose port is None has no filter. `pool` is what our filters
+    are told that it is (None: nothing), `bodies` how they get bodies. The EPP's place is configured as Istio emits it;
+    with `picker_bodies` it is ours, on a gateway that configures the request side only, and `picker_response_headers`
+    shows it the response's headers. `picker_empty` leaves that place without an endpoint, whatever its port, and
+    `forward_hint` is whether it sees the hint. `report_served` writes the endpoint that served into `envoy.lb` (Envoy
+    1.38 and newer). Durations are Envoy's (`2s`). `retries` of 0 is no retry policy. `access_log` is a file's path.
     """
 
-    endpoints: tuple[tuple[str, int], ...]
+    endpoints: Endpoints
+    routes: tuple[Route, ...] = ()
+    header_port: int | None = None
     before_port: int | None = None
     picker_port: int | None = None
-    pool: str = "default/chat"
+    after_port: int | None = None
+    pool: str | None = "default/chat"
+    bodies: Bodies = Bodies.PARTIAL
+    picker_bodies: Bodies | None = None
+    picker_response_headers: bool = False
+    picker_empty: bool = False
     forward_hint: bool = True
+    report_served: bool = False
     before_failure_mode_allow: bool = False
     picker_failure_mode_allow: bool = False
     message_timeout: str = "2s"
@@ -54,15 +93,34 @@ class Plan:
     access_log: str | None = None
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A place in the chain, its processor's cluster (also the stat prefix), and the metadata that it sees and writes.
+
+    No `endpoints`: the chain has no such filter. No `bodies`: an EPP's. `lenient`: a failure lets the request go on.
+    """
+
+    name: str
+    attachment: Attachment
+    cluster: str
+    endpoints: Endpoints | None
+    bodies: Bodies | None
+    receiving: tuple[str, ...]
+    forwarding: tuple[str, ...] = ()
+    lenient: bool = False
+    response_headers: bool = False
+
+
 def bootstrap(plan: Plan) -> Json:
-    """The bootstrap of a plan, ready for `json.dumps`: the listener and the admin interface have free ports."""
-    filters, clusters = [], [_pool(plan)]
-    if plan.before_port is not None:
-        filters.append(_before(plan))
-        clusters.append(_processor("owned_by", plan.before_port))
-    if plan.picker_port is not None:
-        filters.append(_picker(plan))
-        clusters.append(_processor("epp", plan.picker_port))
+    """The bootstrap of a plan, ready for `json.dumps`: the listener and the admin interface have free ports.
+
+    Raises ValueError if routes disagree about a cluster.
+    """
+    filters, clusters = [], _pools(plan)
+    for place in _places(plan):
+        if place.endpoints is not None:
+            filters.append(_epp(place) if place.bodies is None else _ours(plan, place, place.bodies))
+            clusters.append(_cluster(place.cluster, place.endpoints, {"http2_protocol_options": {}}))
     filters.append({"name": "envoy.filters.http.router", "typed_config": _typed("filters.http.router.v3.Router")})
     runtime = {"envoy.reloadable_features.ext_proc_graceful_grpc_close": True}
     return {
@@ -73,6 +131,7 @@ def bootstrap(plan: Plan) -> Json:
 
 
 def _listener(plan: Plan, filters: list[Json]) -> Json:
+    routes = [_route(plan, route) for route in (*plan.routes, Route(POOL, plan.endpoints))]
     manager = _typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=LISTENER,
@@ -81,118 +140,142 @@ def _listener(plan: Plan, filters: list[Json]) -> Json:
         upgrade_configs=[{"upgrade_type": "websocket"}],
         http_protocol_options={"enable_trailers": True},
         http_filters=filters,
-        route_config={
-            "name": "pool",
-            "virtual_hosts": [{"name": "pool", "domains": ["*"], "routes": [_route(plan)]}],
-        },
+        route_config={"name": "pool", "virtual_hosts": [{"name": "pool", "domains": ["*"], "routes": routes}]},
+        access_log=[_access_log(plan.access_log)] if plan.access_log else [],
     )
-    if plan.access_log:
-        manager["access_log"] = [_access_log(plan.access_log)]
+    connections = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
     return {
         "name": LISTENER,
         "address": _address(LOOPBACK, 0),
         "per_connection_buffer_limit_bytes": plan.buffer_limit,
-        "filter_chains": [
-            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-        ],
+        "filter_chains": [{"filters": [connections]}],
     }
 
 
-def _route(plan: Plan) -> Json:
-    action: Json = {"cluster": "pool", "timeout": "300s"}
+def _route(plan: Plan, route: Route) -> Json:
+    headers = [{"name": name, "string_match": {"exact": value}} for name, value in route.headers]
+    action: Json = {"cluster": route.cluster, "timeout": "300s"}
     if plan.retries:
         action["retry_policy"] = {"retry_on": "reset,connect-failure", "num_retries": plan.retries}
-    return {"match": {"prefix": "/"}, "route": action}
+    return {"match": {"prefix": route.prefix, "headers": headers}, "route": action}
 
 
 def _access_log(path: str) -> Json:
     said = [f"%DYNAMIC_METADATA({names.NAMESPACE}:{key})%" for key in ("reason", "owner")]
     line = " ".join(["%RESPONSE_CODE%", "%RESPONSE_CODE_DETAILS%", *said, "%UPSTREAM_HOST%"])
-    config = _typed(
-        "access_loggers.file.v3.FileAccessLog",
-        path=path,
-        log_format={"text_format_source": {"inline_string": line + "\n"}},
-    )
+    form = {"text_format_source": {"inline_string": line + "\n"}}
+    config = _typed("access_loggers.file.v3.FileAccessLog", path=path, log_format=form)
     return {"name": "envoy.access_loggers.file", "typed_config": config}
 
 
-def _before(plan: Plan) -> Json:
-    """Our filter: it asks for a body only when it needs one, and takes no part in the answer."""
-    skipped = {"response_header_mode": "SKIP"}
+def _places(plan: Plan) -> tuple[_Place, ...]:
+    """The chain in its order."""
+    lb, hint, own = names.DESTINATION_NAMESPACE, names.SUBSET_NAMESPACE, names.NAMESPACE
+    bodies, before = plan.bodies, _at(plan.before_port)
+    return (
+        # It picks nothing, a route does: our own namespace is all that it writes.
+        _Place(HEADER_FILTER, Attachment.HEADER, "owned_by_header", _at(plan.header_port), bodies, (own,)),
+        _Place(
+            BEFORE_FILTER,
+            Attachment.BEFORE,
+            "owned_by",
+            before,
+            bodies,
+            (hint, lb, own),
+            lenient=plan.before_failure_mode_allow,
+        ),
+        _Place(
+            PICKER_FILTER,
+            Attachment.PICKER,
+            "epp",
+            () if plan.picker_empty else _at(plan.picker_port),
+            plan.picker_bodies,
+            receiving=(lb,) if plan.picker_bodies is None else (lb, own),
+            forwarding=(lb, hint) if plan.forward_hint else (lb,),
+            lenient=plan.picker_failure_mode_allow,
+            response_headers=plan.picker_response_headers,
+        ),
+        _Place(
+            AFTER_FILTER, Attachment.AFTER, "owned_by_after", _at(plan.after_port), bodies, (lb, own), (lb, hint, own)
+        ),
+    )
+
+
+def _ours(plan: Plan, place: _Place, bodies: Bodies) -> Json:
+    """A filter of ours: of the answer it sees the headers at most, and never its body."""
+    answer = {"response_header_mode": "SEND" if place.response_headers else "SKIP"}
+    streamed = answer | {"request_body_mode": "FULL_DUPLEX_STREAMED", "request_trailer_mode": "SEND"}
+    mode = answer | {"request_body_mode": "NONE"}
+    asking: Json = {
+        "allow_mode_override": True,
+        # An entry must equal the mode that results, the response's too (facts/envoy.md 2.1).
+        "allowed_override_modes": [answer | {"request_body_mode": "BUFFERED_PARTIAL"}, streamed],
+    }
+    if bodies is Bodies.DUPLEX:
+        mode, asking = streamed, {}
+    streaming = bodies.value if bodies is Bodies.STREAM else None
+    said = {names.ATTACHMENT: place.attachment, names.POOL: plan.pool, names.BODY: streaming}
+    retry_policy = {
+        "retry_on": "connect-failure,refused-stream,unavailable,reset",
+        "num_retries": 2,
+        "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.05s"},
+    }
     forwarded = {*header_names(default_policy()), *names.SPOOFABLE, names.REQUEST_ID, "content-length"}
-    config = _typed(
-        "filters.http.ext_proc.v3.ExternalProcessor",
-        stat_prefix="owned_by",
-        grpc_service={
-            "envoy_grpc": {"cluster_name": "owned_by"},
-            "timeout": plan.message_timeout,
-            "retry_policy": {
-                "retry_on": "connect-failure,refused-stream,unavailable,reset",
-                "num_retries": 2,
-                "retry_back_off": {"base_interval": "0.01s", "max_interval": "0.05s"},
-            },
-            "initial_metadata": [
-                {"key": names.ATTACHMENT, "value": Attachment.BEFORE.value},
-                {"key": names.POOL, "value": plan.pool},
-            ],
-        },
-        failure_mode_allow=plan.before_failure_mode_allow,
+    service: Json = {"timeout": plan.message_timeout, "retry_policy": retry_policy}
+    service["initial_metadata"] = [{"key": key, "value": value} for key, value in said.items() if value is not None]
+    return _filter(
+        place,
+        service,
         status_on_error={"code": "ServiceUnavailable"},
         message_timeout=plan.message_timeout,
-        processing_mode=skipped
-        | {"request_header_mode": "SEND", "request_body_mode": "NONE", "response_body_mode": "NONE"},
-        allow_mode_override=True,
-        allowed_override_modes=[
-            skipped | {"request_body_mode": "BUFFERED_PARTIAL"},
-            skipped | {"request_body_mode": "FULL_DUPLEX_STREAMED", "request_trailer_mode": "SEND"},
-        ],
-        route_cache_action="RETAIN",
+        processing_mode=mode | {"request_header_mode": "SEND", "response_body_mode": "NONE"},
+        # No route_cache_action: by default the route is chosen again when our answer says so and only then, which
+        # `header` and `promote.reroute` need and RETAIN forbids. The EPP has it chosen again anyway (facts/epp.md 1.2).
         mutation_rules={"disallow_all": True, "allow_expression": {"regex": MUTABLE}},
         forward_rules={"allowed_headers": {"patterns": [{"exact": name} for name in sorted(forwarded)]}},
-        metadata_options={
-            "receiving_namespaces": {"untyped": [names.SUBSET_NAMESPACE, names.DESTINATION_NAMESPACE, names.NAMESPACE]}
-        },
         request_attributes=["xds.route_name", "xds.cluster_name"],
+        **asking,
     )
-    return {"name": BEFORE_FILTER, "typed_config": config}
 
 
-def _picker(plan: Plan) -> Json:
+def _epp(place: _Place) -> Json:
     """The EPP's filter as gateways emit it: everything in both directions, full duplex."""
-    forwarded = [names.DESTINATION_NAMESPACE, *([names.SUBSET_NAMESPACE] if plan.forward_hint else [])]
     both = ("request", "response")
     mode = {f"{way}_{part}_mode": "SEND" for way in both for part in ("header", "trailer")}
+    mode |= {f"{way}_body_mode": "FULL_DUPLEX_STREAMED" for way in both}
+    return _filter(place, {"timeout": "10s"}, message_timeout="30s", processing_mode=mode)
+
+
+def _filter(place: _Place, service: Json, **fields: Any) -> Json:
+    seen, written = ({"untyped": [*namespaces]} for namespaces in (place.forwarding, place.receiving))
     config = _typed(
         "filters.http.ext_proc.v3.ExternalProcessor",
-        stat_prefix="epp",
-        grpc_service={"envoy_grpc": {"cluster_name": "epp"}, "timeout": "10s"},
-        failure_mode_allow=plan.picker_failure_mode_allow,
-        message_timeout="30s",
-        processing_mode=mode | {f"{way}_body_mode": "FULL_DUPLEX_STREAMED" for way in both},
-        metadata_options={
-            "forwarding_namespaces": {"untyped": forwarded},
-            "receiving_namespaces": {"untyped": [names.DESTINATION_NAMESPACE]},
-        },
+        stat_prefix=place.cluster,
+        grpc_service={"envoy_grpc": {"cluster_name": place.cluster}, **service},
+        failure_mode_allow=place.lenient,
+        metadata_options={"forwarding_namespaces": seen, "receiving_namespaces": written},
+        **fields,
     )
-    return {"name": PICKER_FILTER, "typed_config": config}
+    return {"name": place.name, "typed_config": config}
 
 
-def _processor(name: str, port: int) -> Json:
-    return _cluster(name, [(LOOPBACK, port)], {"http2_protocol_options": {}})
-
-
-def _pool(plan: Plan) -> Json:
-    """The pool: the destination that the metadata names, else any endpoint, as in Istio."""
-    fallback = _policy("round_robin", "RoundRobin")
-    source = {"metadata": {"key": names.DESTINATION_NAMESPACE, "path": [{"key": names.DESTINATION}]}}
-    override = _policy(
-        "override_host",
-        "OverrideHost",
-        override_host_sources=[source],
-        fallback_policy={"policies": [fallback]},
-    )
-    cluster = _cluster("pool", plan.endpoints, {"http_protocol_options": {"enable_trailers": True}})
-    return cluster | {"load_balancing_policy": {"policies": [override]}}
+def _pools(plan: Plan) -> list[Json]:
+    """A cluster for each that a route names. The destination that the metadata names, else any endpoint, as in Istio."""
+    members = {POOL: plan.endpoints}
+    for route in plan.routes:
+        if members.setdefault(route.cluster, route.endpoints) != route.endpoints:
+            raise ValueError(f"the cluster `{route.cluster}` has two lists of endpoints")
+    lb = names.DESTINATION_NAMESPACE
+    picked, served = ({"key": lb, "path": [{"key": key}]} for key in (names.DESTINATION, names.SERVED))
+    override: Json = {
+        "override_host_sources": [{"metadata": picked}],
+        "fallback_policy": {"policies": [_policy("round_robin", "RoundRobin")]},
+    }
+    if plan.report_served:
+        override["selected_host_key"] = served
+    balancing = {"policies": [_policy("override_host", "OverrideHost", **override)]}
+    protocol = {"http_protocol_options": {"enable_trailers": True}}
+    return [_cluster(name, hosts, protocol) | {"load_balancing_policy": balancing} for name, hosts in members.items()]
 
 
 def _policy(name: str, kind: str, **fields: Any) -> Json:
@@ -211,6 +294,10 @@ def _cluster(name: str, endpoints: Iterable[tuple[str, int]], protocol: Json) ->
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": members}]},
     }
+
+
+def _at(port: int | None) -> Endpoints | None:
+    return None if port is None else ((LOOPBACK, port),)
 
 
 def _address(host: str, port: int) -> Json:

@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Literal, Self
 
 import msgspec
@@ -22,6 +23,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from extproc.demo.client import LOOPBACK
+from extproc.policy.pick import Load
 
 Kind = Literal["vllm", "sglang"]
 Handler = Callable[[Request], Awaitable[Response]]
@@ -33,6 +35,7 @@ _METRICS: Final[dict[Kind, tuple[str, str, str]]] = {
     "vllm": ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"),
     "sglang": ("sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:token_usage"),
 }
+_IDLE: Final = Load(0, 0.0)
 _METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
@@ -60,9 +63,12 @@ class Simulated:
         return f"{self.host}:{self.port}"
 
 
-def engine(kind: Kind, model: str, name: str) -> Starlette:
-    """An application that answers as `kind` does for `model`; it is `name` that `x-served-by` says."""
-    simulator = _Engine(kind, model, name)
+def engine(kind: Kind, model: str, name: str, load: Callable[[], Load | None] = lambda: _IDLE) -> Starlette:
+    """An application that answers as `kind` does for `model`; it is `name` that `x-served-by` says.
+
+    `load()` is what its metrics say at that moment; None: there are none.
+    """
+    simulator = _Engine(kind, model, name, load)
     routes = [
         Route("/v1/models", simulator.witnessed(simulator.models), methods=["GET"]),
         Route("/v1/chat/completions", simulator.witnessed(simulator.chat), methods=["POST"]),
@@ -75,10 +81,11 @@ def engine(kind: Kind, model: str, name: str) -> Starlette:
 
 
 class _Engine:
-    def __init__(self, kind: Kind, model: str, name: str) -> None:
+    def __init__(self, kind: Kind, model: str, name: str, load: Callable[[], Load | None]) -> None:
         self.kind = kind
         self.model = model
         self.name = name
+        self.load = load
         self.created = int(time.time())
         self.running = 0
 
@@ -105,7 +112,9 @@ class _Engine:
         return Response()
 
     async def metrics(self, _: Request) -> Response:
-        figures = zip(_METRICS[self.kind], (self.running, 0, 0.0), strict=True)
+        if (load := self.load()) is None:
+            return Response(status_code=404)
+        figures = zip(_METRICS[self.kind], (self.running, *load), strict=True)
         label = f'{{model_name="{self.model}"}}'
         return PlainTextResponse("".join(f"# TYPE {name} gauge\n{name}{label} {value}\n" for name, value in figures))
 
@@ -195,6 +204,7 @@ class Engines:
     def __init__(self, wanted: Iterable[Simulated]) -> None:
         """Nothing listens yet."""
         self.endpoints = list(wanted)
+        self._loads: dict[str, Load | None] = dict.fromkeys((each.name for each in self.endpoints), _IDLE)
         self._servers: list[_Server] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -209,7 +219,7 @@ class Engines:
                 listener.close()
             raise
         for number, (wanted, listener) in enumerate(zip(self.endpoints, listeners, strict=True)):
-            app = engine(wanted.kind, wanted.model, wanted.name)
+            app = engine(wanted.kind, wanted.model, wanted.name, partial(self._loads.__getitem__, wanted.name))
             # `ws="none"`: an upgrade is answered as the ordinary request that it also is.
             config = uvicorn.Config(
                 app, lifespan="off", ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1
@@ -226,3 +236,15 @@ class Engines:
         for server in self._servers:
             server.should_exit = True
         await asyncio.gather(*self._tasks)
+
+    def load(self, name: str, *, waiting: float = 0, kv_cache: float = 0.0) -> None:
+        """Set what the metrics of the engine with that name say from now on. Raises KeyError if there is none."""
+        if name not in self._loads:
+            raise KeyError(name)
+        self._loads[name] = Load(waiting, kv_cache)
+
+    def silence(self, name: str) -> None:
+        """Leave the engine with that name without metrics from now on. Raises KeyError if there is none."""
+        if name not in self._loads:
+            raise KeyError(name)
+        self._loads[name] = None

@@ -22,7 +22,7 @@ from extproc.demo.client import LOOPBACK, Answer, send
 from extproc.demo.engines import MAX_MODEL_LEN, Engines, Simulated
 from extproc.demo.envoy import Envoy
 from extproc.demo.processes import Server
-from extproc.envoy.responses import Attachment
+from extproc.envoy.binding import Attachment
 from extproc.policy.config import default_policy
 from extproc.policy.types import Pool
 

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One `GET /v1/models`: who is trusted, what is sent, how much is read, and what is said of what went wrong."""
+"""One GET of an endpoint: who is trusted, what is sent, how much is read, and what is said of what went wrong."""
 
 import asyncio
 import re
 import ssl
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import aiohttp
 import msgspec
 
 from extproc.discovery.listing import Listing, parse_listing
+
+T = TypeVar("T")
 
 JITTER: Final = 0.2
 """The part by which a time between two probes varies, either way."""
@@ -51,7 +54,7 @@ class Asker:
         self._tls = _trust(config) if config.scheme == "https" else False
 
     def open(self) -> aiohttp.ClientSession:
-        """A session for `ask`; the caller closes it. Needs a running loop."""
+        """A session for `fetch`; the caller closes it. Needs a running loop."""
         # vLLM and SGLang close a connection that is idle for 5 s: with a long interval there is nothing to come back to,
         # and thousands of sockets would be open in vain.
         kept = self._config.interval * (1 + JITTER) < _IDLE
@@ -60,14 +63,29 @@ class Asker:
             connector=connector,
             trust_env=False,
             auto_decompress=False,  # nothing that is small on the wire grows here
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # one for all, in `ask`
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # one for all, in `fetch`
         )
 
     async def ask(self, session: aiohttp.ClientSession, destination: str) -> Listing | str:
-        """What the endpoint at `destination` says of itself, or why that is not known: never the token, nor the body."""
+        """What the endpoint at `destination` says of itself, or why that is not known."""
+        return await self.fetch(session, destination, "/v1/models", parse_listing)
+
+    async def fetch(
+        self,
+        session: aiohttp.ClientSession,
+        destination: str,
+        path: str,
+        parse: Callable[[bytes], T],
+        *,
+        accept: str = "application/json",
+    ) -> T | str:
+        """What `parse` makes of the body at `path`, or in words why there is none: never the token, nor the body.
+
+        `parse` is given the body of a 200 and raises ValueError, with a text to be shown, if it cannot be read.
+        """
         try:
             async with asyncio.timeout(self._config.timeout):
-                return parse_listing(await self._get(session, f"{self._config.scheme}://{destination}/v1/models"))
+                return parse(await self._get(session, f"{self._config.scheme}://{destination}{path}", accept))
         except TimeoutError:
             return f"no answer within {self._config.timeout:g} s"
         except aiohttp.ClientConnectorCertificateError as error:
@@ -81,8 +99,8 @@ class Asker:
         except Exception as error:  # noqa: BLE001 - whatever one endpoint does, the others must go on being asked
             return f"cannot be asked: {type(error).__name__}"
 
-    async def _get(self, session: aiohttp.ClientSession, url: str) -> bytes:
-        headers = {"accept": "application/json", "accept-encoding": "identity"}
+    async def _get(self, session: aiohttp.ClientSession, url: str, accept: str) -> bytes:
+        headers = {"accept": accept, "accept-encoding": "identity"}
         if self._config.token_file is not None:
             headers["authorization"] = f"Bearer {_token(self._config.token_file)}"
         async with session.get(url, headers=headers, allow_redirects=False) as response:

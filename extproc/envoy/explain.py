@@ -5,24 +5,34 @@ import msgspec
 
 from extproc.envoy import names
 from extproc.envoy.binding import Binding
+from extproc.envoy.messages import struct
 from extproc.envoy.pb import external_processor_pb2 as pb
-from extproc.envoy.responses import Attachment, Replies
+from extproc.envoy.replies import Replies
 from extproc.envoy.session import Session
 from extproc.policy.config import PolicyConfig
 from extproc.policy.types import Answer, Reject, Restrict, Snapshot, Step
 
 
 class HttpRequest(msgspec.Struct, frozen=True):
-    """A request as a client sends it: `path` with its query, header names in lower case, the whole body."""
+    """A request as a client sends it: `path` with its query, header names in lower case, the whole body.
+
+    `pick` is the EPP's, as `after` finds it (`ip:port,ip:port`); `cluster` is where the route leads, as Envoy calls it.
+    """
 
     method: str
     path: str
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+    pick: str = ""
+    cluster: str = ""
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """What was decided and why; `endpoints` is what the EPP may choose from, `destination` what was written."""
+    """What was decided and why; `endpoints` is what may be chosen from, `destination` what was written.
+
+    `correction` is what became of the EPP's pick, `headers` the request headers that are set; `body` is what the client
+    gets if we answer, else what the engine gets if it is not what the client sent.
+    """
 
     attachment: str
     decision: str
@@ -34,6 +44,8 @@ class Explanation(msgspec.Struct, frozen=True):
     owner: str
     endpoints: tuple[str, ...]
     destination: str
+    correction: str
+    headers: dict[str, str]
     status: int
     body: str
     steps: tuple[Step, ...]
@@ -48,6 +60,8 @@ class Explanation(msgspec.Struct, frozen=True):
             ("owner", self.owner),
             ("endpoints", ", ".join(self.endpoints)),
             ("destination", self.destination),
+            ("EPP's pick", self.correction),
+            ("headers set", ", ".join(f"{name}: {value}" for name, value in self.headers.items())),
             ("status", str(self.status or "")),
             ("body", self.body),
         ]
@@ -62,24 +76,19 @@ def explain(request: HttpRequest, binding: Binding, snapshot: Snapshot, policy: 
     """Take the request through a session and say what it came to."""
     replies = Replies(snapshot, policy)
     session = Session(binding, lambda: replies, lambda: 0)
-    head = pb.ProcessingRequest(protocol_config=pb.ProtocolConfiguration())
-    given = dict(request.headers)
-    headers = [(":method", request.method), (":path", request.path), *request.headers]
-    if request.body and names.CONTENT_TYPE not in given:
-        headers.append((names.CONTENT_TYPE, names.JSON))
-    for name, value in headers:
-        head.request_headers.headers.headers.append(pb.HeaderValue(key=name, raw_value=value.encode()))
-    head.request_headers.end_of_stream = not request.body
-    sent = session.receive(head)
+    sent = session.receive(_head(request))
     if not session.done:
         body = pb.HttpBody(body=request.body, end_of_stream=True)
-        sent = session.receive(pb.ProcessingRequest(request_body=body))
+        sent += session.receive(pb.ProcessingRequest(request_body=body))
     outcome = session.outcome
     assert outcome is not None
-    answer = pb.ProcessingResponse.FromString(sent[0]).immediate_response
+    said = [pb.ProcessingResponse.FromString(message) for message in sent]
+    answer = said[-1].immediate_response
+    parts = [part for message in said for part in (message.request_headers.response, message.request_body.response)]
     decision = outcome.reply.decision
+    ours = isinstance(decision, Reject | Answer)
     return Explanation(
-        attachment=Attachment(outcome.attachment).value,
+        attachment=outcome.attachment.value,
         decision=type(decision).__name__.lower(),
         reason=outcome.reply.reason.value,
         asked_body=outcome.asked_body,
@@ -89,7 +98,33 @@ def explain(request: HttpRequest, binding: Binding, snapshot: Snapshot, policy: 
         owner=outcome.reply.owner,
         endpoints=tuple(e.destination for e in decision.endpoints) if isinstance(decision, Restrict) else (),
         destination=outcome.destination,
-        status=answer.status.code if isinstance(decision, Reject | Answer) else 0,
-        body=answer.body.decode() if isinstance(decision, Reject | Answer) else "",
+        correction=outcome.correction or "",
+        headers={
+            option.header.key: option.header.raw_value.decode()
+            for part in parts
+            for option in part.header_mutation.set_headers
+        },
+        status=answer.status.code if ours else 0,
+        body=answer.body.decode()
+        if ours
+        else b"".join(part.body_mutation.body for part in parts).decode(errors="replace"),
         steps=decision.steps,
     )
+
+
+def _head(request: HttpRequest) -> pb.ProcessingRequest:
+    """The first message that Envoy would send."""
+    head = pb.ProcessingRequest(protocol_config=pb.ProtocolConfiguration())
+    headers = [(":method", request.method), (":path", request.path), *request.headers]
+    if request.body and names.CONTENT_TYPE not in dict(request.headers):
+        headers.append((names.CONTENT_TYPE, names.JSON))
+    if request.pick:
+        headers.append((names.DESTINATION, request.pick))
+        picked = struct({names.DESTINATION: request.pick})
+        head.metadata_context.filter_metadata[names.DESTINATION_NAMESPACE].CopyFrom(picked)
+    if request.cluster:
+        head.attributes[names.ATTRIBUTES].CopyFrom(struct({names.CLUSTER: request.cluster}))
+    for name, value in headers:
+        head.request_headers.headers.headers.append(pb.HeaderValue(key=name, raw_value=value.encode()))
+    head.request_headers.end_of_stream = not request.body
+    return head

@@ -19,21 +19,28 @@ NAMESPACE: Final = "owned_by"
 # Endpoint Picker protocol (facts/epp.md 1.1 to 1.3, proposal 004).
 DESTINATION: Final = "x-gateway-destination-endpoint"
 DESTINATION_NAMESPACE: Final = "envoy.lb"
+SERVED: Final = "x-gateway-destination-endpoint-served"
 SUBSET: Final = "x-gateway-destination-endpoint-subset"
 SUBSET_NAMESPACE: Final = "envoy.lb.subset_hint"
 
-# What only a gateway, an EPP or a conformance test may say (facts/epp.md 1.3): removed when a client says it.
-SPOOFABLE: Final = (
-    DESTINATION,
-    SUBSET,
+# Further hosts that a request is to reach, which the EPP names beside the destination (facts/epp.md 1.3).
+DATA_PARALLEL: Final = "x-data-parallel-host-port"
+DISAGGREGATED: Final = (
     "x-prefiller-host-port",
     "x-encoder-hosts-ports",
-    "x-data-parallel-host-port",
+    DATA_PARALLEL,
     "x-kv-cache-source-host-port",
-    "test-epp-endpoint-selection",
 )
+
+# What only a gateway, an EPP or a conformance test may say (facts/epp.md 1.3): removed when a client says it.
+SPOOFABLE: Final = (DESTINATION, SUBSET, *DISAGGREGATED, "test-epp-endpoint-selection")
+
+# What Envoy says beside the request, under one key whatever the filter is called (facts/envoy.md 8).
+ATTRIBUTES: Final = "envoy.filters.http.ext_proc"
+CLUSTER: Final = "xds.cluster_name"
 
 REQUEST_ID: Final = "x-request-id"
 CONTENT_TYPE: Final = "content-type"
+CONTENT_LENGTH: Final = "content-length"
 RETRY_AFTER: Final = "retry-after"
 JSON: Final = "application/json"

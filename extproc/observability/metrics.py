@@ -43,6 +43,21 @@ class Metrics:
         self.long_hints = Counter(
             "owned_by_long_hints", "Replies whose hint has more than 200 entries.", registry=registry
         )
+        self.picks = Counter(
+            "owned_by_epp_picks",
+            "What became of the EPP's picks behind it: kept, narrowed, rewritten, or none made (epp-bypassed).",
+            ("outcome",),
+            registry=registry,
+        )
+        self.picks_outside_hint = Counter(
+            "owned_by_epp_picks_outside_hint", "Picks of an endpoint that the hint did not have.", registry=registry
+        )
+        self.served = Counter(
+            "owned_by_served",
+            "Who served, where Envoy tells the picker: the first of its destinations, a later one, or another.",
+            ("endpoint",),
+            registry=registry,
+        )
         self.endpoints = Gauge("owned_by_endpoints", "Endpoints of the snapshot.", ("pool", "ready"), registry=registry)
         self.generation = Gauge("owned_by_snapshot_generation", "Grows with each snapshot.", registry=registry)
         self.reload_successful = Gauge(
@@ -79,6 +94,12 @@ class Metrics:
             registry=registry,
         )
         self.probes = Counter("owned_by_probes", "Requests for an endpoint's models.", ("result",), registry=registry)
+        self.scrapes = Counter(
+            "owned_by_load_scrapes", "Requests for an endpoint's load figures.", ("result",), registry=registry
+        )
+        self.fresh_loads = Gauge(
+            "owned_by_load_fresh_endpoints", "Endpoints whose load figures are fresh.", registry=registry
+        )
         self.disagreements = Gauge(
             "owned_by_engine_disagreements", "Endpoints whose label and own answer name two engines.", registry=registry
         )

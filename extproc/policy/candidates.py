@@ -95,6 +95,14 @@ class Candidates:
         return owner in self._owners
 
     @cached_property
+    def engines(self) -> dict[str, frozenset[str]]:
+        """Whose an address is, ready or not: the owners of its endpoints."""
+        found: dict[str, set[str]] = {}
+        for one, (owner, _) in self.places.values():
+            found.setdefault(one.address, set()).add(owner)
+        return {address: frozenset(owners) for address, owners in found.items()}
+
+    @cached_property
     def undecided(self) -> bool:
         """Whether an endpoint is ready of which it is still to come who it is."""
         places = self.places.values()

@@ -21,7 +21,14 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST: Final = 86_400.0
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
+_REFUSED_HEADER: Final = re.compile(
+    r"host|connection|upgrade|te|trailer|transfer-encoding|content-.*|authorization|cookie|x-envoy-.*"
+    r"|x-gateway-destination-.*|x-prefiller-.*|x-encoder-.*|x-data-parallel-.*|x-kv-cache-.*"
+)
+"""What frames or authorises a request, what Envoy lets no filter set, and what is the EPP's."""
+
 HeaderName = Annotated[str, Meta(pattern=_HEADER_NAME, max_length=256)]
+HeaderNameOrNone = Annotated[str, Meta(pattern=f"^$|{_HEADER_NAME}", max_length=256)]
 FieldName = Annotated[str, Meta(min_length=1, max_length=256)]
 PathPattern = Annotated[str, Meta(pattern="^/")]
 
@@ -132,7 +139,10 @@ class Route(_Part, frozen=True, rename=None):
 
 
 class Body(_Part, frozen=True):
-    """Limits of FULL_DUPLEX_STREAMED, where Envoy's own do not hold: bytes held and seconds until they are decided."""
+    """`strip` takes the owner's keys from a JSON body that goes on.
+
+    The rest are limits of FULL_DUPLEX_STREAMED, where Envoy's own do not hold: bytes held, seconds until they are decided.
+    """
 
     strip: bool = False
     max_bytes: Annotated[int, Meta(ge=1)] = 20_971_520
@@ -140,11 +150,24 @@ class Body(_Part, frozen=True):
 
 
 class Promote(_Part, frozen=True):
-    """Not supported yet."""
+    """The request headers in which owner and model are named ("" is none), and whether the route is chosen anew by them.
 
-    header: str = ""
-    model: str = ""
+    The `header` attachment names both and chooses anew in any case, under names of its own where none are given.
+    """
+
+    header: HeaderNameOrNone = ""
+    model: HeaderNameOrNone = ""
     reroute: bool = False
+
+    @property
+    def owner_header(self) -> str:
+        """Where the `header` attachment names the owner."""
+        return self.header or "x-owned-by"
+
+    @property
+    def model_header(self) -> str:
+        """Where the `header` attachment names the model."""
+        return self.model or "x-gateway-model-name"
 
 
 class PolicyConfig(_Part, frozen=True, eq=False):
@@ -201,8 +224,6 @@ def _unsupported(policy: PolicyConfig) -> list[tuple[str, str]]:
         "$.whenUnready.action": isinstance(policy.when_unready, Fallback),
         "$.models": bool(policy.models),
         "$.routing": bool(policy.routing),
-        "$.body.strip": policy.body.strip,
-        "$.promote": policy.promote != Promote(),
     }
     return [(path, "not supported yet") for path, given in asked.items() if given]
 
@@ -218,6 +239,11 @@ def _mistakes(policy: PolicyConfig) -> list[tuple[str, str]]:
     unlabeled = policy.match.unlabeled_as
     if unlabeled and (not OWNER.fullmatch(policy.normal(unlabeled)) or policy.normal(unlabeled) == "any"):
         found.append(("$.match.unlabeledAs", f"`{unlabeled}` is not an owner: letters, digits and . _ / -"))
+    for key, name in (("header", policy.promote.header), ("model", policy.promote.model)):
+        if _REFUSED_HEADER.fullmatch(name):
+            found.append((f"$.promote.{key}", f"`{name}` is not a header that may be set here"))
+    if (shared := policy.promote.owner_header) == policy.promote.model_header:
+        found.append(("$.promote", f"owner and model cannot stand in the same header, `{shared}`"))
     if policy.body.timeout <= 0:
         found.append(("$.body.timeout", "must be longer than nothing"))
     return found

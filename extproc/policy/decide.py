@@ -36,16 +36,18 @@ _SHOWN = 128
 def decide(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfig) -> Decision:
     """Where the request may go. Total: every request, snapshot and policy have an answer."""
     steps: list[Step] = []
+    if request.passed is not None:
+        return PassThrough(request.passed, (Step("passed by an earlier filter", 0, 0),))
     pool = _pool(request, snapshot, steps)
     if isinstance(pool, Reject | PassThrough):
-        return pool
+        return _unpooled(request, policy, steps) or pool
     found = candidates(snapshot, policy, pool, decoding=request.scope.destination)
     everything = found.group(ANY)
     steps.append(Step(f"pool {pool or 'union'}", everything.known, len(everything.ready)))
     if not request.interpreted:
         return _free(request, Reason.PATH_NOT_INTERPRETED, everything, steps)
-    if request.malformed:
-        return reject(Reason.OWNER_MALFORMED, request.malformed.message, request.malformed.param, tuple(steps))
+    if (malformed := _malformed(request, steps)) is not None:
+        return malformed
     if _lists_models(request) and (listing := _models(request, found, policy, steps)) is not None:
         return listing
     if (refused := _truncated(request, found, policy, steps)) is not None:
@@ -70,20 +72,57 @@ def asks_body(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfi
     """Whether the body could change the decision on what the headers alone said.
 
     It could if it may name the owner, or if the model is not settled and makes a difference: the endpoints, ready or
-    not, differ in their models, or a model that none of them lists would be refused.
+    not, differ in their models, or a model that none of them lists would be refused, or it is to be named in a header.
     """
     pool = _pool(request, snapshot, [])
-    if isinstance(pool, Reject | PassThrough) or request.malformed or not request.interpreted:
+    if isinstance(pool, Reject) or request.malformed or not request.interpreted:
         return False
+    names_owner, names_model = promoted(request, policy)
+    unnamed_owner = not request.owners and bool(policy.sources.body)
+    unnamed_model = not request.fixed_model and not request.header_model
+    if isinstance(pool, PassThrough):
+        return (names_owner and unnamed_owner) or (names_model and unnamed_model)
     if _lists_models(request):
         return False
-    if not request.owners:
-        if policy.sources.body:
-            return True
-        if isinstance(policy.when_absent, Refuse):
-            return False
+    if unnamed_owner:
+        return True
+    if not request.owners and isinstance(policy.when_absent, Refuse):
+        return False
     found = candidates(snapshot, policy, pool, decoding=request.scope.destination)
-    return not request.fixed_model and not request.header_model and _model_matters(found, policy)
+    return unnamed_model and (names_model or _model_matters(found, policy))
+
+
+def promoted(request: InferenceRequest, policy: PolicyConfig) -> tuple[bool, bool]:
+    """Whether the owner, and whether the model, are to be named in a header of the request."""
+    if not request.interpreted or request.scope.foreign:
+        return False, False
+    every = request.scope.promotes
+    return every or bool(policy.promote.header), every or bool(policy.promote.model)
+
+
+def reroutes(request: InferenceRequest, policy: PolicyConfig) -> bool:
+    """Whether the route is to be chosen anew by the headers that name owner and model."""
+    return any(promoted(request, policy)) and (request.scope.promotes or policy.promote.reroute)
+
+
+def _unpooled(request: InferenceRequest, policy: PolicyConfig, steps: list[Step]) -> Reject | None:
+    """What is refused where no pool is known: an owner or a model that is to be named in a header, and is not there."""
+    if not request.scope.promotes or not request.interpreted:
+        return None
+    if (malformed := _malformed(request, steps)) is not None:
+        return malformed
+    unseen_owner = not request.owners and bool(policy.sources.body)
+    if request.truncated and isinstance(policy.when_truncated, Refuse) and (unseen_owner or not request.model):
+        return _cut(policy, steps, unseen_owner=unseen_owner)
+    if not request.owners and isinstance(policy.when_absent, Refuse):
+        return _owner_required(policy, steps)
+    return None
+
+
+def _malformed(request: InferenceRequest, steps: list[Step]) -> Reject | None:
+    if request.malformed is None or not request.interpreted:
+        return None
+    return reject(Reason.OWNER_MALFORMED, request.malformed.message, request.malformed.param, tuple(steps))
 
 
 def _pool(request: InferenceRequest, snapshot: Snapshot, steps: list[Step]) -> Pool | Reject | PassThrough | None:
@@ -94,12 +133,15 @@ def _pool(request: InferenceRequest, snapshot: Snapshot, steps: list[Step]) -> P
             return pool
         steps.append(Step(f"pool {pool}", 0, 0))
         return reject(Reason.POOL_UNKNOWN, "the pool of this route is not known", steps=tuple(steps))
+    if request.scope.foreign:
+        steps.append(Step("no pool", 0, 0))
+        return PassThrough(Reason.NOT_A_POOL, tuple(steps))
     if len(snapshot.pools) == 1:
         return snapshot.pools[0]
     if request.scope.union and snapshot.pools:
         return None
     steps.append(Step("pool", 0, 0))
-    if request.scope.destination:
+    if request.scope.must_choose:
         return reject(Reason.POOL_UNKNOWN, "no pool is known for this route", steps=tuple(steps))
     return PassThrough(Reason.POOL_UNKNOWN, tuple(steps))
 
@@ -115,9 +157,14 @@ def _truncated(
 ) -> Decision | None:
     """Only a prefix was seen, and what would decide is not in it."""
     unseen_owner = not request.owners and bool(policy.sources.body)
-    unseen_model = not request.model and _model_matters(found, policy)
+    _, names_model = promoted(request, policy)
+    unseen_model = not request.model and (names_model or _model_matters(found, policy))
     if not request.truncated or isinstance(policy.when_truncated, Pass) or not (unseen_owner or unseen_model):
         return None
+    return _cut(policy, steps, unseen_owner=unseen_owner)
+
+
+def _cut(policy: PolicyConfig, steps: list[Step], *, unseen_owner: bool) -> Reject:
     message = "the body is too large to find who shall serve it: name it in a header or in the query"
     return reject(Reason.BODY_TRUNCATED, message, policy.sources.body[0] if unseen_owner else "model", tuple(steps))
 
@@ -192,7 +239,7 @@ def _not_ready(request: InferenceRequest, steps: list[Step]) -> Reject:
 
 def _free(request: InferenceRequest, reason: Reason, group: Group, steps: list[Step]) -> Decision:
     """Let it pass; where the answer names the destination, any endpoint that there is will do."""
-    if not request.scope.destination:
+    if not request.scope.must_choose:
         return PassThrough(reason, tuple(steps))
     return _restrict(request, group.ready, reason, "", steps)
 

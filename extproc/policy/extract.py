@@ -17,7 +17,8 @@ import jiter
 import msgspec
 
 from extproc.policy.config import OWNER, PolicyConfig
-from extproc.policy.types import ANY, InferenceRequest, Malformed, Scope
+from extproc.policy.form import boundary, read_form
+from extproc.policy.types import ANY, InferenceRequest, Malformed, Reason, Scope
 
 MAX_OWNERS = 8
 _SHORT = 128
@@ -31,6 +32,15 @@ _JSON_TYPE = re.compile(r"application/(?:[a-z0-9!#$&^_.+-]+\+)?json")
 
 Headers = Mapping[str, Sequence[str]]
 """Each header's values, a line each, under its lower-case name."""
+
+
+class BodyFormat(msgspec.Struct, frozen=True):
+    """How a body is written: a multipart form with this boundary, JSON without one."""
+
+    boundary: str = ""
+
+
+JSON = BodyFormat()
 
 
 class _MalformedError(Exception):
@@ -70,15 +80,21 @@ def from_head(headers: Headers, scope: Scope, policy: PolicyConfig) -> Inference
     )
 
 
-def from_body(request: InferenceRequest, body: bytes, policy: PolicyConfig, *, ended: bool) -> InferenceRequest:
+def from_body(
+    request: InferenceRequest, body: bytes, policy: PolicyConfig, *, ended: bool, form: BodyFormat = JSON
+) -> InferenceRequest:
     """The request with what its body adds.
 
     `ended` says that `body` is all of it. A body that parses to its end counts as whole even if `ended` is false: one
     with trailers comes like that. A prefix names only what stands in it completely.
     """
-    fields, whole = _read_whole(body, policy)
-    if not whole and not ended:
-        fields = _read_prefix(body)
+    fields: Mapping[str, object]
+    if form.boundary:
+        fields, whole = read_form(body, form.boundary, (*policy.sources.body, "model"))
+    else:
+        fields, whole = _read_whole(body, policy)
+        if not whole and not ended:
+            fields = _read_prefix(body)
     changes: dict[str, Any] = {"truncated": not whole and not ended}
     if not request.owners and not request.malformed:
         try:
@@ -95,19 +111,32 @@ def from_body(request: InferenceRequest, body: bytes, policy: PolicyConfig, *, e
     return msgspec.structs.replace(request, **changes)
 
 
-def readable_body(headers: Headers, *, end_of_stream: bool) -> bool:
-    """Whether there is a body that can be asked for and read.
+def from_filter(request: InferenceRequest, owner: str, model: str, passed: Reason | None) -> InferenceRequest:
+    """The request with what a filter of ours before this one has found out, in place of what it says itself.
+
+    `owner` is the one that won, "" if none was named; `passed` is why the request was let through, None if it was not.
+    """
+    owners = (owner,) if owner else ()
+    return msgspec.structs.replace(request, owners=owners, param="", model=model, malformed=None, passed=passed)
+
+
+def body_format(headers: Headers, *, end_of_stream: bool) -> BodyFormat | None:
+    """How the body is written, if there is one that can be asked for and read, else None.
 
     Asking for the body of an upgrade or of a gRPC call would wait for ever (facts/envoy.md 6); a compressed body or one
-    that is no JSON would name nothing.
+    of another type would name nothing.
     """
     if end_of_stream or "upgrade" in headers or headers.get(":method", ("",))[0] == "CONNECT":
-        return False
+        return None
     encodings = {value.strip().lower() for line in headers.get("content-encoding", ()) for value in line.split(",")}
     if encodings - {"", "identity"}:
-        return False
-    kind = headers.get("content-type", ("",))[0].partition(";")[0].strip().lower()
-    return _JSON_TYPE.fullmatch(kind) is not None and not kind.startswith("application/grpc")
+        return None
+    content_type = headers.get("content-type", ("",))[0]
+    kind = content_type.partition(";")[0].strip().lower()
+    if _JSON_TYPE.fullmatch(kind) is not None and not kind.startswith("application/grpc"):
+        return JSON
+    found = boundary(content_type)
+    return BodyFormat(found) if found else None
 
 
 @lru_cache(maxsize=8)

@@ -121,15 +121,25 @@ class SubsetHint(msgspec.Struct, frozen=True):
 class Scope(msgspec.Struct, frozen=True):
     """Where a request stands before its content is looked at: what the gateway's configuration says of its stream.
 
-    `pool` is the pool that was named, None if none was; then `union` allows all watched pools as one. `destination`
-    says that the answer names the destination itself: then only endpoints that can decode count, and passing through
-    means any of them. `hint` is what an earlier filter allows.
+    `pool` is the pool that was named, None if none was; then `union` allows all watched pools as one. `foreign` says that
+    the route leads to something that is no pool. `destination` says that the answer names the destination itself: then
+    only endpoints that can decode count, and passing through means any of them, unless somebody before us has chosen
+    (`chosen`): then it means theirs. `promotes` says that owner and model are to be named in headers, whatever is decided.
+    `hint` is what an earlier filter allows.
     """
 
     pool: Pool | None = None
     union: bool = False
+    foreign: bool = False
     destination: bool = False
+    chosen: bool = False
+    promotes: bool = False
     hint: SubsetHint = SubsetHint()
+
+    @property
+    def must_choose(self) -> bool:
+        """Whether an answer without a destination would leave the request without one."""
+        return self.destination and not self.chosen
 
 
 class Malformed(msgspec.Struct, frozen=True):
@@ -147,6 +157,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     `mismatch` says that the body's model differs from the one in the gateway's header. `path` has no query; `interpreted` says
     that the policy is for it.
     `header_model` is the model that a header named, before aliases; `fixed_model` that the header decides and not the body.
+    `passed` is why a filter of ours before this one let the request pass, None if it did not.
     """
 
     scope: Scope
@@ -161,6 +172,7 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     truncated: bool = False
     mismatch: bool = False
     malformed: Malformed | None = None
+    passed: "Reason | None" = None
 
 
 class Reason(StrEnum):
@@ -175,6 +187,7 @@ class Reason(StrEnum):
     OWNER_UNKNOWN = "owner-unknown"
     MODEL_UNKNOWN = "model-unknown"
     PATH_NOT_INTERPRETED = "path-not-interpreted"
+    NOT_A_POOL = "not-a-pool"
     # the answer narrows the pool, but the EPP behind us cannot follow it (facts/epp.md 1.1)
     HINT_WITHOUT_BODY = "hint-without-body"
     HINT_IPV6 = "hint-ipv6"

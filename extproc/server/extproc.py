@@ -16,15 +16,19 @@ import grpc
 from extproc.envoy import names
 from extproc.envoy.binding import Binding, ProtocolError
 from extproc.envoy.pb import external_processor_pb2 as pb
-from extproc.envoy.responses import Replies
+from extproc.envoy.replies import Replies
 from extproc.envoy.session import Outcome, Session
 from extproc.observability.logs import DecisionLine, Logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import PolicyConfig
+from extproc.policy.pick import Loads
 from extproc.policy.types import Restrict, Snapshot
 
 LONG_HINT = 200
 """More entries than this in a hint are worth a word (design section 4): Envoy sends them with every message."""
+
+_NOTHING = b""
+"""What is returned where nobody is there any more to receive it."""
 
 Context = grpc.aio.ServicerContext[pb.ProcessingRequest, bytes]
 
@@ -40,8 +44,9 @@ class ExternalProcessor:
         logger: Logger,
         decisions: Callable[[DecisionLine], None],
         metrics: Metrics,
+        loads: Callable[[], Loads],
     ) -> None:
-        """`binding` is what the flags say of streams that do not say it themselves."""
+        """`binding` is what the flags say of streams that do not say it themselves; `loads` the engines' figures."""
         self.open_streams = 0
         self.longest_hint = 0
         self._binding = binding
@@ -50,6 +55,7 @@ class ExternalProcessor:
         self._logger = logger
         self._log_decision = decisions
         self._metrics = metrics
+        self._loads = loads
         self._replies = Replies(snapshot(), policy())
         self._rotation = itertools.count().__next__
         self._warned = -1
@@ -57,7 +63,9 @@ class ExternalProcessor:
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What a grpc.aio server is given."""
-        process: grpc.RpcMethodHandler[pb.ProcessingRequest, bytes] = grpc.stream_stream_rpc_method_handler(
+        # To grpc.aio a method that streams its answers ends with a message of its own, sent later than the last answer;
+        # one that returns its last answer sends both in one piece. On the wire they are the same.
+        process: grpc.RpcMethodHandler[pb.ProcessingRequest, bytes] = grpc.stream_unary_rpc_method_handler(
             self.process, request_deserializer=pb.ProcessingRequest.FromString, response_serializer=None
         )
         return grpc.method_handlers_generic_handler(names.SERVICE, {names.METHOD: process})
@@ -69,11 +77,11 @@ class ExternalProcessor:
             self._replies = Replies(snapshot, policy)
         return self._replies
 
-    async def process(self, _requests: object, context: Context) -> None:
-        """One stream, that is one HTTP request."""
+    async def process(self, _requests: object, context: Context) -> bytes:
+        """One stream, that is one HTTP request; the last answer is what it returns."""
         self.open_streams += 1
         try:
-            await self._process(context)
+            return await self._process(context)
         except ProtocolError as error:
             self._metrics.stream_errors.labels("protocol").inc()
             self._logger.warning("protocol error", error=str(error))
@@ -82,19 +90,20 @@ class ExternalProcessor:
             raise
         except Exception:
             if context.cancelled() or context.done():
-                return
+                return _NOTHING
             self._metrics.stream_errors.labels("internal").inc()
             self._logger.exception("internal error")
             await context.abort(grpc.StatusCode.INTERNAL, "internal error")
         finally:
             self.open_streams -= 1
 
-    async def _process(self, context: Context) -> None:
-        session = Session(self._binding.with_metadata(context.invocation_metadata() or ()), self.world, self._rotation)
+    async def _process(self, context: Context) -> bytes:
+        binding = self._binding.with_metadata(context.invocation_metadata() or ())
+        session = Session(binding, self.world, self._rotation, self._loads)
         spent = 0.0
         told = False
         expires = 0.0  # one deadline for the whole body: a client that sends byte by byte must not move it
-        while not session.done:
+        while True:
             message: Any  # the stubs do not know that a read can give EOF
             if (seconds := session.deadline) is None:
                 message = await context.read()
@@ -102,15 +111,21 @@ class ExternalProcessor:
                 expires = expires or asyncio.get_running_loop().time() + seconds
                 message = await self._read(context, expires)
             if message is grpc.aio.EOF:
-                return
+                return _NOTHING
             started = perf_counter()
             replies = session.receive(message) if message is not None else session.expire()
             spent += perf_counter() - started
+            last = replies.pop() if session.done else None
             for reply in replies:
                 await context.write(reply)
             if not told and session.outcome is not None:
                 told = True
                 self._tell(session.outcome, spent)
+            if session.served:
+                self._metrics.served.labels(_served(session)).inc()
+                session.served = ""
+            if last is not None:
+                return last
 
     async def _read(self, context: Context, expires: float) -> Any:
         """Envoy's next message, grpc.aio.EOF, or None when it has not come in time."""
@@ -127,6 +142,10 @@ class ExternalProcessor:
         attachment = outcome.attachment
         self._metrics.decided(attachment, decision, reply.reason, reply.owner)
         self._metrics.decision_duration.observe(spent)
+        if outcome.correction is not None:
+            self._metrics.picks.labels(outcome.correction).inc()
+            if outcome.outside:
+                self._metrics.picks_outside_hint.inc()
         if outcome.asked_body:
             self._metrics.request_body.observe(outcome.body_bytes)
             if request.truncated:
@@ -159,3 +178,11 @@ class ExternalProcessor:
             self._logger.warning(
                 "long hint", entries=entries, advice="a pool per engine and the `header` attachment keep hints short"
             )
+
+
+def _served(session: Session) -> str:
+    """Whether the endpoint that served is the one that we named first, a later one, or none of ours."""
+    named = session.outcome.destination.split(",") if session.outcome else []
+    if session.served not in named:
+        return "other"
+    return "first" if session.served == named[0] else "next"

@@ -124,6 +124,29 @@ async def test_metrics_have_the_names_of_the_engine(engines: list[Simulated], nu
     assert [line.partition("{")[0] for line in text.splitlines() if line[0] != "#"] == metrics
 
 
+async def figures(engine: Simulated) -> list[str]:
+    text = (await send(engine.port, "GET", "/metrics")).body.decode()
+    return [line.rpartition(" ")[2] for line in text.splitlines() if line[0] != "#"]
+
+
+async def test_an_engine_is_idle_until_it_is_told_what_to_say_of_its_load() -> None:
+    async with Engines([Simulated("a", "vllm", "m"), Simulated("b", "sglang", "n")]) as running:
+        before = [await figures(engine) for engine in running.endpoints]
+        running.load("a", waiting=3, kv_cache=0.5)
+        running.load("b", waiting=7)
+        told = [await figures(engine) for engine in running.endpoints]
+        running.load("a")
+
+        assert before == [["0", "0", "0.0"], ["0", "0", "0.0"]]
+        assert told == [["0", "3", "0.5"], ["0", "7", "0.0"]]
+        assert await figures(running.endpoints[0]) == ["0", "0", "0.0"]
+
+
+def test_an_engine_that_is_not_there_has_no_load() -> None:
+    with pytest.raises(KeyError, match="c"):
+        Engines([Simulated("a", "vllm", "m")]).load("c", waiting=1)
+
+
 async def test_every_answer_says_who_gave_it_and_what_arrived(engines: list[Simulated]) -> None:
     sent = b"\x00" * 100_000
     answer = await send(engines[0].port, "PUT", "/some/where?x=1", {"X-Two": "2", "a-one": "1"}, sent)

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decision -> bytes: whole messages, the cache, the hint that an earlier filter gave."""
+"""Decision -> reply: what each attachment says, what differs from request to request, and what is kept."""
 
 import json
+from collections import Counter
 from typing import Any
 
-import msgspec
 import pytest
 
-from extproc.envoy import responses
+from extproc.envoy import replies as replies_module
+from extproc.envoy.binding import Attachment
+from extproc.envoy.messages import Phase
+from extproc.envoy.metadata import Pick
 from extproc.envoy.pb import external_processor_pb2 as pb
-from extproc.envoy.responses import Attachment, Phase, Replies, body_frames, compose
+from extproc.envoy.replies import Moment, Replies, compose
 from extproc.policy.decide import decide
+from extproc.policy.pick import Correction, Load
 from extproc.policy.types import (
     STATUS,
     InferenceRequest,
-    Model,
+    PassThrough,
     Pool,
     Reason,
+    Restrict,
     Rewrites,
     Scope,
     Snapshot,
@@ -25,20 +30,22 @@ from extproc.policy.types import (
 )
 from tests.builders import (
     CHAT,
+    DEST,
     LLAMA,
+    SPOOFABLE,
+    before,
     body_goes_on,
     destination,
     endpoint,
-    frame,
     goes_on,
     hint,
-    parsed,
+    picked,
     policy,
     said,
     snapshot,
 )
 
-BEFORE, PICKER = Attachment.BEFORE, Attachment.PICKER
+BEFORE, AFTER, PICKER, HEADER = Attachment.BEFORE, Attachment.AFTER, Attachment.PICKER, Attachment.HEADER
 DEFAULT = policy()
 V1, V2, S1 = endpoint(1, "vllm"), endpoint(2, "vllm"), endpoint(3, "sglang")
 WORLD = snapshot(V1, V2, S1)
@@ -59,39 +66,54 @@ def reply(  # what a reply depends on
     attachment: Attachment = BEFORE,
     phase: Phase = Phase.HEADERS,
     bodiless: bool = False,
-    rotation: int = 0,
+    moment: Moment = Moment(),  # noqa: B008 - it is a value
 ) -> pb.ProcessingResponse:
-    made = compose(decide(request, world, policy_), request, policy_, attachment, phase, bodiless=bodiless)
-    return pb.ProcessingResponse.FromString(made.message(rotation, attachment, phase, policy_.destinations)[0])
+    decision = decide(request, world, policy_)
+    made = compose(decision, request, Replies(world, policy_), attachment, phase, bodiless=bodiless)
+    spoken = made.message(attachment, phase, policy_.destinations, moment)
+    return pb.ProcessingResponse.FromString(spoken.text)
 
 
 TO = Scope(CHAT, destination=True)
+BEHIND = Scope(CHAT, destination=True, chosen=True)
+FRONT = Scope(CHAT, union=True, promotes=True)
+SCOPES = {BEFORE: Scope(CHAT), AFTER: BEHIND, PICKER: TO, HEADER: FRONT}
 ONE, TWO = "10.0.0.1:8000", "10.0.0.2:8000"
 BOTH = f"{ONE},{TWO}"
-MATCHED = said("vllm", LLAMA, "owner-matched", 2, BOTH)
+BUILD = {Phase.HEADERS: goes_on, Phase.BODY: body_goes_on}
 
 
-def test_before_writes_the_hint_the_guard_and_our_namespace() -> None:
-    expected = goes_on(hint(ONE, TWO) | destination(BOTH) | MATCHED)
-    assert reply(asking("vllm", model=LLAMA)) == expected
+def gone(phase: Phase, attachment: Attachment) -> tuple[str, ...]:
+    """What only a gateway may say goes where the client still may have said it."""
+    return SPOOFABLE if phase is Phase.HEADERS and attachment is not AFTER else ()
 
 
-def test_at_the_body_the_headers_are_left_alone() -> None:
-    expected = body_goes_on(hint(ONE, TWO) | destination(BOTH) | MATCHED)
-    assert reply(asking("vllm", model=LLAMA), phase=Phase.BODY) == expected
+SAID: dict[Attachment, tuple[dict[str, Any], dict[str, str]]] = {
+    # the metadata and the headers of a request for vllm and a model
+    BEFORE: (before("vllm", LLAMA, ONE, TWO), {}),
+    AFTER: (destination(BOTH) | said("vllm", LLAMA, "owner-matched", 2, None), {DEST: BOTH}),
+    PICKER: (picked("vllm", LLAMA, ONE, TWO), {DEST: BOTH}),
+    HEADER: (said("vllm", LLAMA, "owner-matched", 2), {"x-owned-by": "vllm", "x-gateway-model-name": LLAMA}),
+}
+
+
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("attachment", Attachment)
+def test_what_each_attachment_says(attachment: Attachment, phase: Phase) -> None:
+    metadata, sets = SAID[attachment]
+    expected = BUILD[phase](
+        metadata,
+        sets=sets,
+        removes=gone(phase, attachment),
+        reroute=attachment is HEADER and phase is Phase.HEADERS,
+    )
+    request = asking("vllm", model=LLAMA, scope=SCOPES[attachment])
+    assert reply(request, attachment=attachment, phase=phase) == expected
 
 
 def test_without_the_guard_no_destination_is_written() -> None:
     expected = goes_on(hint(ONE, TWO) | said("vllm", LLAMA, "owner-matched", 2, ""))
     assert reply(asking("vllm", model=LLAMA), policy_=policy("guard: false\n")) == expected
-
-
-@pytest.mark.parametrize("phase", [Phase.HEADERS, Phase.BODY])
-def test_picker_writes_header_and_metadata_alike(phase: Phase) -> None:
-    metadata = destination(BOTH) | said("vllm", LLAMA, "owner-matched", 2, "")
-    build = goes_on if phase is Phase.HEADERS else body_goes_on
-    expected = build(metadata, sets={"x-gateway-destination-endpoint": BOTH})
-    assert reply(asking("vllm", model=LLAMA, scope=TO), attachment=PICKER, phase=phase) == expected
 
 
 DECISIONS = {
@@ -108,22 +130,24 @@ def test_every_decision_says_all_of_our_namespace(request_: InferenceRequest) ->
     assert found == {"owner", "model", "reason", "endpoints", "guard"}
 
 
-def test_passing_through_writes_nothing_but_our_namespace() -> None:
-    message = reply(asking())
-    assert sorted(message.dynamic_metadata.fields) == ["owned_by"]
-    message.ClearField("dynamic_metadata")
-    expected = goes_on({})
-    expected.ClearField("dynamic_metadata")
-    assert message == expected
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("attachment", [BEFORE, AFTER])
+def test_passing_through_writes_nothing_but_our_namespace(attachment: Attachment, phase: Phase) -> None:
+    guard = None if attachment is AFTER else ""
+    removes = (*gone(phase, attachment), *([DEST] if attachment is AFTER else []))
+    expected = BUILD[phase](said("", "", "owner-absent", 0, guard), removes=removes)
+    assert reply(asking(scope=SCOPES[attachment]), attachment=attachment, phase=phase) == expected
 
 
-def test_a_long_model_is_cut_in_the_metadata() -> None:
-    message = reply(asking("vllm", model="m" * 500), policy_=policy("match: {models: any}\n"))
-    assert message.dynamic_metadata["owned_by"]["model"] == "m" * 128
+@pytest.mark.parametrize("attachment", Attachment)
+def test_a_long_model_is_cut_in_the_metadata(attachment: Attachment) -> None:
+    request = asking("vllm", model="m" * 2000, scope=SCOPES[attachment])
+    message = reply(request, attachment=attachment, policy_=policy("match: {models: any}\n"))
+    assert message.dynamic_metadata["owned_by"]["model"] == "m" * 1024
 
 
 def test_no_more_destinations_than_the_policy_says() -> None:
-    message = reply(asking("vllm"), policy_=policy("destinations: 1\n"), rotation=1)
+    message = reply(asking("vllm"), policy_=policy("destinations: 1\n"), moment=Moment(1))
     assert dict(message.dynamic_metadata["envoy.lb"]) == {"x-gateway-destination-endpoint": TWO}
     assert list(message.dynamic_metadata["envoy.lb.subset_hint"][KEY]) == [ONE, TWO]
 
@@ -226,40 +250,17 @@ def test_a_refusal_is_an_openai_error(request_: InferenceRequest, expected: dict
 
 
 @pytest.mark.parametrize("reason", STATUS, ids=str)
+@pytest.mark.parametrize("phase", Phase)
 @pytest.mark.parametrize("attachment", Attachment)
-def test_every_refusal_has_its_status_and_reason(reason: Reason, attachment: Attachment) -> None:
-    made = compose(reject(reason, "no"), asking(), DEFAULT, attachment, Phase.HEADERS, bodiless=False)
-    answer = immediate(pb.ProcessingResponse.FromString(made.prefix))
+def test_every_refusal_is_the_same_everywhere(reason: Reason, attachment: Attachment, phase: Phase) -> None:
+    made = compose(reject(reason, "no"), asking(), Replies(WORLD, DEFAULT), attachment, phase, bodiless=False)
+    spoken = made.message(attachment, phase, 3, Moment(pick=Pick(TWO, (TWO,), by_epp=True)))
     code = reason.value.replace("-", "_")
     retry = [("retry-after", "1")] if STATUS[reason] == 503 else []
     kind = "service_unavailable" if STATUS[reason] == 503 else "invalid_request_error"
-    assert answer == refused(STATUS[reason], reason.value, error(code, "no", None, kind), *retry)
-    assert made.final
-
-
-def test_the_model_list_is_openais() -> None:
-    world = snapshot(msgspec.structs.replace(V1, models=(Model("a", 7, 4096),)), endpoint(3, "sglang", ("a",)))
-    message = reply(asking(method="GET", path="/v1/models"), world=world)
-    assert message.immediate_response.status.code == 200
-    assert json.loads(message.immediate_response.body) == {
-        "object": "list",
-        "data": [
-            {"id": "a", "object": "model", "created": 0, "owned_by": "sglang"},
-            {"id": "a", "object": "model", "created": 7, "owned_by": "vllm", "max_model_len": 4096},
-        ],
-    }
-
-
-def test_one_model_is_openais() -> None:
-    message = reply(asking(method="GET", path=f"/v1/models/{LLAMA}"))
-    expected = {"id": LLAMA, "object": "model", "created": 0, "owned_by": "sglang"}
-    assert json.loads(message.immediate_response.body) == expected
-
-
-def test_a_list_for_clients_shows_no_header_of_ours() -> None:
-    message = reply(asking(method="GET", path="/v1/models"))
-    found = [option.header.key for option in message.immediate_response.headers.set_headers]
-    assert found == ["content-type"]
+    expected = refused(STATUS[reason], reason.value, error(code, "no", None, kind), *retry)
+    assert immediate(pb.ProcessingResponse.FromString(spoken.text)) == expected
+    assert (made.final, spoken.destination, spoken.correction) == (True, "", None)
 
 
 EVERY = [
@@ -301,14 +302,91 @@ def test_only_raw_values_are_set(request_: InferenceRequest, attachment: Attachm
     assert all(header.raw_value and not header.value for header in header_values(message))
 
 
-def test_the_rotation_is_even_over_the_endpoints() -> None:
-    endpoints = [endpoint(n, "vllm") for n in range(1, 6)]
-    firsts: dict[str, int] = {}
-    for rotation in range(20):
-        message = reply(asking("vllm"), world=snapshot(*endpoints), rotation=rotation)
-        first = message.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"].split(",")[0]
-        firsts[first] = firsts.get(first, 0) + 1
-    assert firsts == {e.destination: 4 for e in endpoints}
+# What differs from request to request
+
+
+@pytest.mark.parametrize("attachment", [BEFORE, AFTER, PICKER])
+def test_the_rotation_is_even_over_the_endpoints(attachment: Attachment) -> None:
+    world = snapshot(*(endpoint(number, "vllm") for number in range(1, 6)))
+    request = asking("vllm", scope=SCOPES[attachment])
+    found = [reply(request, world=world, attachment=attachment, moment=Moment(number)) for number in range(20)]
+    firsts = Counter(message.dynamic_metadata["envoy.lb"][DEST].split(",")[0] for message in found)
+    assert firsts == {f"10.0.0.{number}:8000": 4 for number in range(1, 6)}
+
+
+LOADED = Moment(loads={ONE: Load(3, 0.0), TWO: Load(0, 0.9)})
+RANKED = {BEFORE: BOTH, AFTER: f"{TWO},{ONE}", PICKER: f"{TWO},{ONE}"}
+
+
+@pytest.mark.parametrize("attachment", RANKED)
+def test_the_least_loaded_is_first_except_in_the_guard(attachment: Attachment) -> None:
+    request = asking("vllm", scope=SCOPES[attachment])
+    message = reply(request, attachment=attachment, moment=LOADED)
+    assert message.dynamic_metadata["envoy.lb"][DEST] == RANKED[attachment]
+
+
+def made(attachment: Attachment, request: InferenceRequest, world: Snapshot = WORLD, policy_: Any = DEFAULT) -> Any:
+    return Replies(world, policy_).reply(request, attachment, Phase.HEADERS, bodiless=False)
+
+
+SPOKEN: dict[str, tuple[Attachment, InferenceRequest, Moment, str, Correction | None]] = {
+    # the destination that a message names and what became of the pick
+    "before": (BEFORE, asking("vllm"), Moment(), BOTH, None),
+    "before, passing": (BEFORE, asking(), Moment(), "", None),
+    "header": (HEADER, asking("vllm", scope=FRONT), Moment(), "", None),
+    "picker": (PICKER, asking("vllm", scope=TO), Moment(1), f"{TWO},{ONE}", None),
+    "after, a pick": (
+        AFTER,
+        asking("vllm", scope=BEHIND),
+        Moment(pick=Pick(TWO, (TWO,), by_epp=True)),
+        f"{TWO},{ONE}",
+        Correction.KEPT,
+    ),
+    "after, the guard": (
+        AFTER,
+        asking("vllm", scope=BEHIND),
+        Moment(pick=Pick(TWO, (TWO,))),
+        f"{TWO},{ONE}",
+        Correction.BYPASSED,
+    ),
+    "after, no pick": (AFTER, asking("vllm", scope=BEHIND), Moment(1), f"{TWO},{ONE}", Correction.BYPASSED),
+    "after, passing": (
+        AFTER,
+        asking(scope=BEHIND),
+        Moment(pick=Pick("10.0.0.9:1", ("10.0.0.9:1",), by_epp=True)),
+        "10.0.0.9:1",
+        Correction.KEPT,
+    ),
+    "after, refused": (AFTER, asking("nobody", scope=BEHIND), Moment(pick=Pick(TWO, (TWO,), by_epp=True)), "", None),
+}
+
+
+@pytest.mark.parametrize(
+    ("attachment", "request_", "moment", "destination_", "correction"), SPOKEN.values(), ids=SPOKEN
+)
+def test_a_message_tells_what_it_names_and_what_became_of_the_pick(
+    attachment: Attachment,
+    request_: InferenceRequest,
+    moment: Moment,
+    destination_: str,
+    correction: Correction | None,
+) -> None:
+    spoken = made(attachment, request_).message(attachment, Phase.HEADERS, 3, moment)
+    assert (spoken.destination, spoken.correction) == (destination_, correction)
+
+
+def test_a_pick_that_changes_from_request_to_request_shares_one_reply() -> None:
+    found = made(AFTER, asking("vllm", scope=BEHIND))
+    picks = [Pick(one, (one,), by_epp=True) for one in (ONE, "10.0.0.3:8000", ONE)]
+    spoken = [found.message(AFTER, Phase.HEADERS, 1, Moment(number, pick=pick)) for number, pick in enumerate(picks)]
+    assert [each.destination for each in spoken] == [ONE, TWO, ONE]
+
+
+def test_a_reply_says_how_long_its_hint_is() -> None:
+    assert [made(each, asking("vllm", scope=SCOPES[each])).hinted for each in Attachment] == [2, 0, 0, 0]
+
+
+# What is kept
 
 
 def ask_all(replies: Replies, requests: list[InferenceRequest]) -> int:
@@ -361,30 +439,44 @@ def test_requests_that_differ_in_what_does_not_matter_share_a_reply() -> None:
     assert ask_all(Replies(WORLD, DEFAULT), requests) == 1
 
 
-def test_unknown_models_are_not_kept_with_their_destinations_either() -> None:
-    free = policy("match: {models: any}\n")
-    replies = Replies(WORLD, free)
-    responses._destination.cache_clear()
+@pytest.mark.parametrize("attachment", [BEFORE, PICKER])
+def test_unknown_models_are_not_kept_with_their_destinations_either(attachment: Attachment) -> None:
+    replies = Replies(WORLD, policy("match: {models: any}\n"))
+    replies_module._destination.cache_clear()
     for number in range(9):
-        request = asking("vllm", model=f"unknown-{number}")
-        replies.reply(request, BEFORE, Phase.HEADERS, bodiless=False).message(0, BEFORE, Phase.HEADERS, 3)
-    assert responses._destination.cache_info().currsize == 0
+        request = asking("vllm", model=f"unknown-{number}", scope=SCOPES[attachment])
+        found = replies.reply(request, attachment, Phase.HEADERS, bodiless=False)
+        found.message(attachment, Phase.HEADERS, 3, Moment())
+    assert replies_module._destination.cache_info().currsize == 0
 
 
-FRAMES = {
-    "empty, the end": (b"", True, [(b"", True)]),
-    "empty, not the end": (b"", False, [(b"", False)]),
-    "small": (b"abc", True, [(b"abc", True)]),
-    "exactly one": (bytes(62_000), True, [(bytes(62_000), True)]),
-    "one byte more": (bytes(62_000) + b"x", True, [(bytes(62_000), False), (b"x", True)]),
-    "not the end": (bytes(125_000), False, [(bytes(62_000), False), (bytes(62_000), False), (bytes(1_000), False)]),
-}
+def test_what_a_filter_before_has_let_pass_is_not_kept() -> None:
+    requests = [asking("vllm", scope=BEHIND, passed=reason) for reason in (Reason.OWNER_ANY, Reason.OWNER_UNKNOWN)]
+    replies = Replies(WORLD, DEFAULT)
+    found = [replies.reply(each, AFTER, Phase.HEADERS, bodiless=False) for each in requests]
+    assert [each.reason for each in found] == [Reason.OWNER_ANY, Reason.OWNER_UNKNOWN]
+    assert replies._kept.cache_info().currsize == 0
 
 
-@pytest.mark.parametrize(("data", "ends", "expected"), FRAMES.values(), ids=FRAMES)
-def test_a_body_goes_on_in_frames_of_62000(
-    data: bytes,
-    ends: bool,  # noqa: FBT001 - a column
-    expected: list[tuple[bytes, bool]],
-) -> None:
-    assert parsed(body_frames(data, end=ends)) == [frame(piece, ends=last) for piece, last in expected]
+def test_each_attachment_keeps_its_own_reply() -> None:
+    replies = Replies(WORLD, DEFAULT)
+    for attachment in (*Attachment, *Attachment):
+        for phase in Phase:
+            replies.reply(asking("vllm", scope=SCOPES[attachment]), attachment, phase, bodiless=False)
+    assert replies._kept.cache_info()[:2] == (8, 8)  # hits, misses
+
+
+def test_where_each_pool_is_named_a_reply_is_its_own() -> None:
+    other = Pool("default", "other")
+    replies = Replies(snapshot(V1, other=(V2,)), DEFAULT)
+    requests = [asking("vllm", scope=Scope(pool)) for pool in (CHAT, other)]
+    decisions = [replies.reply(each, BEFORE, Phase.HEADERS, bodiless=False).decision for each in requests]
+    assert [each.endpoints for each in decisions if isinstance(each, Restrict)] == [(V1,), (V2,)]
+
+
+def test_without_a_pool_nothing_is_known() -> None:
+    replies = Replies(Snapshot(), DEFAULT)
+    request = asking("vllm", scope=Scope(union=True, promotes=True))
+    found = replies.reply(request, HEADER, Phase.HEADERS, bodiless=False)
+    assert isinstance(found.decision, PassThrough)
+    assert (found.known, replies.knows(request)) == (False, False)

@@ -213,3 +213,17 @@ def test_who_cannot_decode_is_no_candidate_for_decoding() -> None:
     world = snapshot(prefill, decode)
     assert candidates(world, DEFAULT, CHAT, decoding=True).group("vllm") == Group(1, (decode,))
     assert candidates(world, DEFAULT, CHAT, decoding=False).group("vllm") == Group(2, (prefill, decode))
+
+
+def test_whose_an_address_is_is_told_by_all_its_endpoints_ready_or_not() -> None:
+    shared = [
+        Endpoint("pod-9-0", "default", "10.0.0.9", 8000, {"llm-d.ai/engine-type": "vllm"}),
+        Endpoint("pod-9-1", "default", "10.0.0.9", 8001, {"llm-d.ai/engine-type": "sglang"}, ready=False),
+    ]
+    found = Candidates([V1, V2, endpoint(3, address="fd00::3"), *shared], policy("match: {unlabeledAs: ''}\n"))
+    assert found.engines == {
+        "10.0.0.1": {"vllm"},
+        "10.0.0.2": {"vllm"},
+        "fd00::3": {""},
+        "10.0.0.9": {"vllm", "sglang"},
+    }

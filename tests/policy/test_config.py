@@ -4,7 +4,7 @@
 import msgspec
 import pytest
 
-from extproc.policy.config import DocumentError, Duration, PolicyConfig, default_policy, parse_policy
+from extproc.policy.config import DocumentError, Duration, PolicyConfig, Promote, default_policy, parse_policy
 from tests.builders import HEAD, policy
 
 DEFAULTS = {
@@ -65,7 +65,8 @@ def test_what_is_given_is_taken_and_the_rest_is_default() -> None:
     given = policy(
         "sources: {headers: [x-engine], modelHeaders: []}\nmatch: {unlabeledAs: '', models: any, modelLabels: [m]}\n"
         "modelAliases: {small: qwen}\ndestinations: 1\nguard: false\nwhenAbsent: {action: reject}\n"
-        "whenUnknown: {action: passthrough}\nwhenTruncated: {action: reject}\nbody: {maxBytes: 7, timeout: 1m30s}\n"
+        "whenUnknown: {action: passthrough}\nwhenTruncated: {action: reject}\n"
+        "body: {strip: true, maxBytes: 7, timeout: 1m30s}\npromote: {header: x-a, model: x-b, reroute: true}\n"
     )
     assert plain(given) == DEFAULTS | {
         "sources": DEFAULTS["sources"] | {"headers": ["x-engine"], "modelHeaders": []},
@@ -76,7 +77,8 @@ def test_what_is_given_is_taken_and_the_rest_is_default() -> None:
         "whenAbsent": {"action": "reject"},
         "whenUnknown": {"action": "passthrough"},
         "whenTruncated": {"action": "reject"},
-        "body": {"strip": False, "maxBytes": 7, "timeout": 90.0},
+        "body": {"strip": True, "maxBytes": 7, "timeout": 90.0},
+        "promote": {"header": "x-a", "model": "x-b", "reroute": True},
     }
 
 
@@ -124,6 +126,13 @@ WRONG = {
         "line 4, body.timeout: `10 s` is not a duration: write it as 10s, 500ms or 1m30s",
     ),
     "timeout, nothing": ("body:\n  timeout: 0s\n", "line 4, body.timeout: must be longer than nothing"),
+    "strip": ("body:\n  strip: 1\n", "line 4, body.strip: Expected `bool`, got `int`"),
+    "promote, unknown": ("promote:\n  owner: x\n", "line 4, promote: Object contains unknown field `owner`"),
+    "reroute": ("promote:\n  reroute: maybe\n", "line 4, promote.reroute: Expected `bool`, got `str`"),
+    "promote, the same twice": (
+        "promote:\n  header: x-a\n  model: x-a\n",
+        "line 3, promote: owner and model cannot stand in the same header, `x-a`",
+    ),
     "a rule's own keys": (
         "models:\n- {model: a, allow: 3}\n",
         "line 4, models[0].allow: Expected `array | null`, got `int`",
@@ -136,6 +145,51 @@ def test_a_wrong_document_is_refused_with_its_line(text: str, message: str) -> N
     with pytest.raises(DocumentError) as caught:
         policy(text)
     assert str(caught.value) == message
+
+
+REFUSED = [
+    "host",
+    "connection",
+    "upgrade",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "content-length",
+    "content-type",
+    "authorization",
+    "cookie",
+    "x-envoy-original-path",
+    "x-gateway-destination-endpoint",
+    "x-gateway-destination-endpoint-subset",
+    "x-prefiller-host-port",
+    "x-encoder-hosts-ports",
+    "x-data-parallel-host-port",
+    "x-kv-cache-source-host-port",
+]
+
+
+@pytest.mark.parametrize("key", ["header", "model"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_nothing_is_promoted_into_what_frames_authorises_or_steers_a_request(name: str, key: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        policy(f"promote:\n  {key}: {name}\n")
+    assert str(caught.value) == f"line 4, promote.{key}: `{name}` is not a header that may be set here"
+
+
+@pytest.mark.parametrize("key", ["header", "model"])
+@pytest.mark.parametrize("name", ["X-Owned-By", ":path", "x owned", "x\u00e9", "x:", "x" * 257])
+def test_nothing_is_promoted_into_what_is_no_header(name: str, key: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        parse_policy((HEAD + f"promote:\n  {key}: '{name}'\n").encode())
+    assert str(caught.value).startswith(f"line 4, promote.{key}: ")
+
+
+@pytest.mark.parametrize("name", ["", "x-engine", "x-gateway-base-model-name", "host-engine"])
+def test_owner_and_model_may_stand_in_headers_of_their_own(name: str) -> None:
+    assert [policy(f"promote: {{{key}: '{name}'}}\n").promote for key in ("header", "model")] == [
+        Promote(header=name),
+        Promote(model=name),
+    ]
 
 
 HEADLESS = {
@@ -160,10 +214,6 @@ LATER = {
     "fallback": ("whenUnready:\n  action: fallback\n  owners: [vllm]\n", "line 4, whenUnready.action"),
     "models": ("models:\n- {model: a, allow: [vllm]}\n", "line 3, models"),
     "routing": ("routing:\n- {model: a, owned_by: b, selector: {matchLabels: {app: x}}}\n", "line 3, routing"),
-    "strip": ("body:\n  strip: true\n", "line 4, body.strip"),
-    "promote header": ("promote: {header: x}\n", "line 3, promote"),
-    "promote model": ("promote: {model: x}\n", "line 3, promote"),
-    "reroute": ("promote: {reroute: true}\n", "line 3, promote"),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from extproc.policy.decide import asks_body, decide
+from extproc.policy.decide import asks_body, decide, promoted, reroutes
 from extproc.policy.types import (
     Answer,
     Decision,
@@ -201,12 +201,54 @@ POOLS: dict[str, tuple[Snapshot, Scope, tuple[Any, ...]]] = {
     "none watched": (EMPTY, Scope(), ("pass", "pool-unknown")),
     "none watched, the union allowed": (EMPTY, Scope(union=True), ("pass", "pool-unknown")),
     "none watched, a destination is due": (EMPTY, Scope(destination=True), (503, "pool-unknown", "")),
+    "none watched, a destination is chosen": (EMPTY, Scope(destination=True, chosen=True), ("pass", "pool-unknown")),
+    "none watched, it is to be promoted": (EMPTY, Scope(union=True, promotes=True), ("pass", "pool-unknown")),
+    "to no pool, one is watched": (snapshot(V1), Scope(foreign=True), ("pass", "not-a-pool")),
+    "to no pool, the union allowed": (TWO, Scope(union=True, foreign=True), ("pass", "not-a-pool")),
+    "to no pool, none watched": (EMPTY, Scope(foreign=True), ("pass", "not-a-pool")),
+    "to no pool, a destination is due": (TWO, Scope(foreign=True, destination=True), ("pass", "not-a-pool")),
 }
 
 
 @pytest.mark.parametrize(("world", "scope", "expected"), POOLS.values(), ids=POOLS)
 def test_the_pool_comes_first(world: Snapshot, scope: Scope, expected: tuple[Any, ...]) -> None:
     assert outcome(decide(asking("vllm", scope=scope), world, policy())) == expected
+
+
+def test_a_route_to_no_pool_is_a_whole_decision() -> None:
+    request = asking("nobody", scope=Scope(foreign=True), malformed=Malformed("engine", "what?"))
+    assert decide(request, WORLD, policy()) == PassThrough(Reason.NOT_A_POOL, (Step("no pool", 0, 0),))
+
+
+@pytest.mark.parametrize("scope", [Scope(CHAT), Scope(Pool("default", "gone")), Scope(CHAT, destination=True)])
+def test_what_a_filter_before_us_has_let_pass_passes(scope: Scope) -> None:
+    request = asking("nobody", scope=scope, passed=Reason.OWNER_UNKNOWN, malformed=Malformed("engine", "what?"))
+    steps = (Step("passed by an earlier filter", 0, 0),)
+    assert decide(request, WORLD, policy(REQUIRED)) == PassThrough(Reason.OWNER_UNKNOWN, steps)
+
+
+UNREADABLE: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
+    "no pool": ({"scope": Scope()}, ("pass", "pool-unknown")),
+    "no pool, it is to be promoted": (
+        {"scope": Scope(union=True, promotes=True)},
+        (400, "owner-malformed", "engine"),
+    ),
+    "a pool that is not known, it is to be promoted": (
+        {"scope": Scope(CHAT, union=True, promotes=True)},
+        (400, "owner-malformed", "engine"),
+    ),
+    "no pool, a path of its own": (
+        {"scope": Scope(union=True, promotes=True), "interpreted": False},
+        ("pass", "pool-unknown"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("more", "expected"), UNREADABLE.values(), ids=UNREADABLE)
+def test_an_owner_that_is_to_be_named_must_be_readable_even_without_a_pool(
+    more: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    assert outcome(decide(asking(malformed=Malformed("engine", "what?"), **more), EMPTY, policy())) == expected
 
 
 def test_a_path_that_is_not_interpreted_passes_whatever_it_says() -> None:
@@ -224,11 +266,16 @@ def hinting(*destinations: str) -> Scope:
 
 
 TO = Scope(CHAT, destination=True)
+BEHIND = Scope(CHAT, destination=True, chosen=True)
 DESTINATIONS: dict[str, tuple[Snapshot, Scope, tuple[str, ...], tuple[Any, ...]]] = {
     "before takes every role": (ROLES, Scope(CHAT), ("vllm",), ("pod-7", "pod-8", "owner-matched", "vllm")),
     "a destination must decode": (ROLES, TO, ("vllm",), ("pod-8", "owner-matched", "vllm")),
     "passing through is any of them": (ROLES, TO, (), ("pod-8", "pod-3", "owner-absent", "")),
     "anything is any of them": (ROLES, TO, ("*",), ("pod-8", "pod-3", "owner-any", "")),
+    "what is chosen must decode": (ROLES, BEHIND, ("vllm",), ("pod-8", "owner-matched", "vllm")),
+    "passing through is what is chosen": (ROLES, BEHIND, (), ("pass", "owner-absent")),
+    "anything is what is chosen": (ROLES, BEHIND, ("*",), ("pass", "owner-any")),
+    "none ready, one is chosen": (snapshot(T1), BEHIND, (), ("pass", "owner-absent")),
     "none ready at all": (snapshot(T1), TO, (), (503, "no-ready-endpoint", "")),
     "an empty pool": (snapshot(), TO, (), (503, "no-ready-endpoint", "")),
     "a hint": (WORLD, hinting("10.0.0.2:8000"), ("vllm",), ("pod-2", "owner-matched", "vllm")),
@@ -381,6 +428,98 @@ def test_the_body_is_asked_for_if_it_could_change_the_decision(
     asked: bool,  # noqa: FBT001 - a column
 ) -> None:
     assert asks_body(asking(*owners, **more), world, policy(text)) is asked
+
+
+NAMES_OWNER = "promote: {header: x-engine}\n"
+NAMES_MODEL = "promote: {model: x-model}\n"
+FRONT = Scope(CHAT, union=True, promotes=True)
+NOWHERE = Scope(union=True, promotes=True)
+UNKNOWN_LIST = snapshot(endpoint(1, "vllm", None))
+PROMOTES: dict[str, tuple[Snapshot, str, tuple[str, ...], dict[str, Any], bool]] = {
+    "the owner, which is named": (UNKNOWN_LIST, NAMES_OWNER, ("vllm",), {}, False),
+    "the owner, which is not": (UNKNOWN_LIST, NAMES_OWNER, (), {}, True),
+    "the owner, which no body names": (UNKNOWN_LIST, NAMES_OWNER + NO_BODY_OWNER, (), {}, False),
+    "the model, which is not named": (UNKNOWN_LIST, NAMES_MODEL, ("vllm",), {}, True),
+    "the model, which a header names": (
+        UNKNOWN_LIST,
+        NAMES_MODEL,
+        ("vllm",),
+        {"header_model": "m", "model": "m"},
+        False,
+    ),
+    "the model, which is final": (UNKNOWN_LIST, NAMES_MODEL, ("vllm",), {"fixed_model": True, "model": "m"}, False),
+    "the model, and it is refused anyway": (UNKNOWN_LIST, NAMES_MODEL + NO_BODY_OWNER + REQUIRED, (), {}, False),
+    "the model, on a path of its own": (UNKNOWN_LIST, NAMES_MODEL, (), {"interpreted": False}, False),
+    "both, in front": (UNKNOWN_LIST, "", ("vllm",), {"scope": FRONT}, True),
+    "both, in front, both named": (
+        UNKNOWN_LIST,
+        "",
+        ("vllm",),
+        {"scope": FRONT, "header_model": "m", "model": "m"},
+        False,
+    ),
+    "both, in front, malformed": (UNKNOWN_LIST, "", (), {"scope": FRONT, "malformed": Malformed("a", "b")}, False),
+    "both, in front, a list of models": (
+        UNKNOWN_LIST,
+        "",
+        (),
+        {"scope": FRONT, "method": "GET", "path": "/v1/models"},
+        False,
+    ),
+    "both, without a pool": (EMPTY, "", (), {"scope": NOWHERE}, True),
+    "both, without a pool, an owner": (EMPTY, "", ("vllm",), {"scope": NOWHERE}, True),
+    "both, without a pool, a model": (EMPTY, "", (), {"scope": NOWHERE, "header_model": "m", "model": "m"}, True),
+    "both, without a pool, both named": (
+        EMPTY,
+        "",
+        ("vllm",),
+        {"scope": NOWHERE, "header_model": "m", "model": "m"},
+        False,
+    ),
+    "both, of a pool that is not known": (EMPTY, "", (), {"scope": FRONT}, False),
+    "the owner, without a pool": (EMPTY, NAMES_OWNER, (), {"scope": Scope()}, True),
+    "the owner, without a pool, a model": (EMPTY, NAMES_OWNER, ("vllm",), {"scope": Scope()}, False),
+    "neither, without a pool": (EMPTY, "", (), {"scope": Scope()}, False),
+    "both, on a route to no pool": (WORLD, NAMES_OWNER, (), {"scope": Scope(foreign=True)}, False),
+}
+
+
+@pytest.mark.parametrize(("world", "text", "owners", "more", "asked"), PROMOTES.values(), ids=PROMOTES)
+def test_the_body_is_asked_for_if_it_could_change_what_is_named_in_a_header(
+    world: Snapshot,
+    text: str,
+    owners: tuple[str, ...],
+    more: dict[str, Any],
+    asked: bool,  # noqa: FBT001 - a column
+) -> None:
+    assert asks_body(asking(*owners, **more), world, policy(text)) is asked
+
+
+REROUTE = "promote: {header: x-engine, reroute: true}\n"
+NAMED: dict[str, tuple[str, dict[str, Any], tuple[bool, bool], bool]] = {
+    # the policy, the request; whether owner and model are named; whether the route is chosen anew
+    "nothing": ("", {}, (False, False), False),
+    "the owner": (NAMES_OWNER, {}, (True, False), False),
+    "the model": (NAMES_MODEL, {}, (False, True), False),
+    "the owner, anew": (REROUTE, {}, (True, False), True),
+    "anew by nothing": ("promote: {reroute: true}\n", {}, (False, False), False),
+    "in front": ("", {"scope": FRONT}, (True, True), True),
+    "in front, under another name": (NAMES_MODEL, {"scope": FRONT}, (True, True), True),
+    "on a path of its own": (REROUTE, {"interpreted": False}, (False, False), False),
+    "in front, on a path of its own": ("", {"scope": FRONT, "interpreted": False}, (False, False), False),
+    "on a route to no pool": (REROUTE, {"scope": Scope(foreign=True)}, (False, False), False),
+}
+
+
+@pytest.mark.parametrize(("text", "more", "named", "anew"), NAMED.values(), ids=NAMED)
+def test_owner_and_model_are_named_where_policy_or_place_say_so(
+    text: str,
+    more: dict[str, Any],
+    named: tuple[bool, bool],
+    anew: bool,  # noqa: FBT001 - a column
+) -> None:
+    request, rules = asking(**more), policy(text)
+    assert (promoted(request, rules), reroutes(request, rules)) == (named, anew)
 
 
 ADAPTED = endpoint(6, "vllm", ("base", "v1", "v2"))

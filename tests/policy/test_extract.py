@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from extproc.policy.config import PolicyConfig
-from extproc.policy.extract import from_body, from_head, header_names, readable_body
-from extproc.policy.types import InferenceRequest, Malformed, Scope
+from extproc.policy.extract import BodyFormat, body_format, from_body, from_filter, from_head, header_names
+from extproc.policy.types import InferenceRequest, Malformed, Reason, Scope
 from tests.builders import CHAT, policy
 
 DEFAULT = policy()
@@ -351,35 +351,118 @@ def test_a_body_of_20_megabytes_is_read_to_its_end() -> None:
     assert (request.owners, request.model) == (("a",), "m")
 
 
-READABLE = {
-    "JSON": ({"content-type": "application/json"}, True),
-    "with a charset": ({"content-type": "Application/JSON; charset=utf-8"}, True),
-    "a JSON suffix": ({"content-type": "application/vnd.api+json"}, True),
-    "identity": ({"content-type": "application/json", "content-encoding": "identity"}, True),
-    "no type": ({}, False),
-    "text": ({"content-type": "text/plain"}, False),
-    "a form": ({"content-type": "application/x-www-form-urlencoded"}, False),
-    "gRPC": ({"content-type": "application/grpc"}, False),
-    "gRPC of JSON": ({"content-type": "application/grpc+json"}, False),
-    "gRPC-Web of JSON": ({"content-type": "application/grpc-web+json"}, False),
-    "compressed": ({"content-type": "application/json", "content-encoding": "gzip"}, False),
-    "twice compressed": ({"content-type": "application/json", "content-encoding": "identity, br"}, False),
-    "upgrade": ({"content-type": "application/json", "upgrade": "websocket"}, False),
-    "CONNECT": ({"content-type": "application/json", ":method": "CONNECT"}, False),
+JSON = BodyFormat()
+FORMATS: dict[str, tuple[dict[str, str], BodyFormat | None]] = {
+    "JSON": ({"content-type": "application/json"}, JSON),
+    "with a charset": ({"content-type": "Application/JSON; charset=utf-8"}, JSON),
+    "a JSON suffix": ({"content-type": "application/vnd.api+json"}, JSON),
+    "identity": ({"content-type": "application/json", "content-encoding": "identity"}, JSON),
+    "multipart": ({"content-type": "multipart/form-data; boundary=edge"}, BodyFormat("edge")),
+    "multipart, quoted": ({"content-type": 'Multipart/Form-Data; charset=utf-8; boundary="e d"'}, BodyFormat("e d")),
+    "multipart without a boundary": ({"content-type": "multipart/form-data"}, None),
+    "another multipart": ({"content-type": "multipart/mixed; boundary=edge"}, None),
+    "multipart, compressed": (
+        {"content-type": "multipart/form-data; boundary=edge", "content-encoding": "gzip"},
+        None,
+    ),
+    "no type": ({}, None),
+    "text": ({"content-type": "text/plain"}, None),
+    "a form": ({"content-type": "application/x-www-form-urlencoded"}, None),
+    "gRPC": ({"content-type": "application/grpc"}, None),
+    "gRPC of JSON": ({"content-type": "application/grpc+json"}, None),
+    "gRPC-Web of JSON": ({"content-type": "application/grpc-web+json"}, None),
+    "compressed": ({"content-type": "application/json", "content-encoding": "gzip"}, None),
+    "twice compressed": ({"content-type": "application/json", "content-encoding": "identity, br"}, None),
+    "upgrade": ({"content-type": "application/json", "upgrade": "websocket"}, None),
+    "CONNECT": ({"content-type": "application/json", ":method": "CONNECT"}, None),
 }
 
 
-@pytest.mark.parametrize(("headers", "readable"), READABLE.values(), ids=READABLE)
-def test_a_body_is_asked_for_where_there_is_one_to_read(
-    headers: dict[str, str],
-    readable: bool,  # noqa: FBT001 - a column
-) -> None:
+@pytest.mark.parametrize(("headers", "expected"), FORMATS.values(), ids=FORMATS)
+def test_a_body_is_asked_for_where_there_is_one_to_read(headers: dict[str, str], expected: BodyFormat | None) -> None:
     given = {":method": ["POST"]} | {name: [value] for name, value in headers.items()}
-    assert readable_body(given, end_of_stream=False) is readable
+    assert body_format(given, end_of_stream=False) == expected
 
 
-def test_a_request_that_ends_at_its_headers_has_no_body() -> None:
-    assert not readable_body({":method": ["POST"], "content-type": ["application/json"]}, end_of_stream=True)
+@pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=edge"])
+def test_a_request_that_ends_at_its_headers_has_no_body(content_type: str) -> None:
+    assert body_format({":method": ["POST"], "content-type": [content_type]}, end_of_stream=True) is None
+
+
+def form(*fields: tuple[str, str], end: bool = True) -> bytes:
+    parts = [f'--edge\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields]
+    return ("".join(parts) + ("--edge--\r\n" if end else "")).encode()
+
+
+FILE = ("file", "x" * 10_000)
+FORMS: dict[str, tuple[bytes, bool, tuple[str, ...], str, bool]] = {
+    # the body, whether it has ended; the owners, the model, whether only a prefix was seen
+    "both": (form(("model", "m"), ("owned_by", "SGLang")), True, ("sglang",), "m", False),
+    "a preference": (form(("engine", "sglang, vllm,*")), True, ("sglang", "vllm", "*"), "", False),
+    "the policy's order": (form(("engine", "a"), ("owned_by", "b")), True, ("b",), "", False),
+    "an empty one is absent": (form(("owned_by", " "), ("engine", "b")), True, ("b",), "", False),
+    "after the file": (form(FILE, ("owned_by", "a"), ("model", "m")), True, ("a",), "m", False),
+    "neither": (form(FILE), True, (), "", False),
+    "with trailers": (form(("owned_by", "a"), ("model", "m")), False, ("a",), "m", False),
+    "a prefix": (form(("owned_by", "a"), FILE, end=False), False, ("a",), "", True),
+    "a prefix that ends before": (form(FILE, end=False), False, (), "", True),
+    "a prefix that ends within": (form(("owned_by", "a"))[:-16], False, (), "", True),
+    "cut, but ended": (form(("owned_by", "a"), FILE, end=False), True, ("a",), "", False),
+    "JSON": (b'{"owned_by": "a"}', True, (), "", False),
+    "empty": (b"", True, (), "", False),
+}
+
+
+@pytest.mark.parametrize(("body", "ended", "owners", "model", "truncated"), FORMS.values(), ids=FORMS)
+def test_a_form_names_owner_and_model_in_its_fields(
+    body: bytes,
+    ended: bool,  # noqa: FBT001 - a column
+    owners: tuple[str, ...],
+    model: str,
+    truncated: bool,  # noqa: FBT001 - a column
+) -> None:
+    request = from_body(read_head(), body, DEFAULT, ended=ended, form=BodyFormat("edge"))
+    found = (request.owners, request.model, request.truncated, request.malformed)
+    assert found == (owners, model, truncated, None)
+
+
+def test_a_form_is_read_by_the_policys_names_and_aliases() -> None:
+    own = policy("sources: {body: [by]}\nmodelAliases: {small: qwen}\n")
+    data = form(("owned_by", "a"), ("by", "trtllm"), ("model", "small"))
+    request = from_body(read_head(), data, own, ended=True, form=BodyFormat("edge"))
+    assert (request.owners, request.param, request.model) == (("trtllm-serve",), "by", "qwen")
+
+
+def test_a_field_of_a_form_that_is_no_owner_is_malformed() -> None:
+    request = from_body(read_head(), form(("engine", "b@d")), DEFAULT, ended=True, form=BodyFormat("edge"))
+    assert (request.owners, request.malformed) == ((), Malformed("engine", f"`engine` {NO_OWNER}"))
+
+
+def test_a_forms_model_is_compared_with_the_gateways() -> None:
+    head = read_head(x_gateway_model_name=["h"])
+    request = from_body(head, form(("model", "m")), DEFAULT, ended=True, form=BodyFormat("edge"))
+    assert (request.model, request.mismatch) == ("m", True)
+
+
+# What a filter before us has found out
+
+FILTERED: dict[str, tuple[tuple[str, str, Reason | None], dict[str, Any]]] = {
+    "an owner and a model": (("sglang", "m", None), {"owners": ("sglang",), "model": "m"}),
+    "anything": (("*", "", None), {"owners": ("*",), "model": ""}),
+    "a model": (("", "m", None), {"owners": (), "model": "m"}),
+    "that it passed": (("", "m", Reason.OWNER_ABSENT), {"owners": (), "model": "m", "passed": Reason.OWNER_ABSENT}),
+}
+
+
+@pytest.mark.parametrize("header", ["vllm", "b@d", ""], ids=["another", "malformed", "none"])
+@pytest.mark.parametrize(("told", "expected"), FILTERED.values(), ids=FILTERED)
+def test_what_a_filter_before_us_has_found_out_takes_the_place_of_what_a_request_says(
+    told: tuple[str, str, Reason | None], expected: dict[str, Any], header: str
+) -> None:
+    request = read_head(x_owned_by=[header], x_gateway_model_name=["h"])
+    assert from_filter(request, *told) == InferenceRequest(
+        scope=SCOPE, method="POST", path="/v1/chat/completions", header_model="h", **expected
+    )
 
 
 @pytest.mark.parametrize(

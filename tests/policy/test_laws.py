@@ -8,10 +8,24 @@ import msgspec
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from extproc.envoy.responses import Attachment, Phase, Replies, compose
+from extproc.envoy.binding import Attachment
+from extproc.envoy.messages import Phase
+from extproc.envoy.metadata import Pick
+from extproc.envoy.pb import external_processor_pb2 as pb
+from extproc.envoy.replies import Moment, Replies, Reply, compose
 from extproc.policy.decide import asks_body, decide
 from extproc.policy.extract import from_body, from_head
-from extproc.policy.types import Endpoint, InferenceRequest, PassThrough, Reject, Restrict, Scope, SubsetHint
+from extproc.policy.pick import Load
+from extproc.policy.types import (
+    Endpoint,
+    InferenceRequest,
+    PassThrough,
+    Reject,
+    Restrict,
+    Scope,
+    Snapshot,
+    SubsetHint,
+)
 from tests.builders import CHAT, endpoint, policy, snapshot
 
 OWNERS = ["vllm", "sglang", "tgi", "nobody", "*"]
@@ -178,7 +192,23 @@ def test_a_body_that_is_not_asked_for_would_change_nothing(
     assert where(decide(told, world, policy_)) == where(decide(request, world, policy_))
 
 
-@given(requests, pods, policies, st.sampled_from(Attachment), st.sampled_from(Phase), st.booleans())
+SCOPES = {
+    Attachment.BEFORE: Scope(CHAT),
+    Attachment.AFTER: Scope(CHAT, destination=True, chosen=True),
+    Attachment.PICKER: Scope(CHAT, destination=True),
+    Attachment.HEADER: Scope(CHAT, union=True, promotes=True),
+}
+some_picks = st.sampled_from(
+    [Pick(), Pick("10.0.0.1:8000", ("10.0.0.1:8000",), by_epp=True), Pick("10.0.0.2:8000", ("10.0.0.2:8000",))]
+)
+some_loads = st.dictionaries(
+    st.sampled_from([f"10.0.0.{number}:8000" for number in range(1, 7)]),
+    st.builds(Load, st.integers(0, 2), st.sampled_from([0.0, 0.5])),
+)
+moments = st.builds(Moment, st.integers(0, 9), some_loads, some_picks)
+
+
+@given(requests, pods, policies, st.sampled_from(Attachment), st.sampled_from(Phase), st.booleans(), moments)
 def test_a_kept_reply_equals_a_fresh_one(  # noqa: PLR0917 - what a reply depends on
     request: InferenceRequest,
     endpoints: list[Endpoint],
@@ -186,14 +216,79 @@ def test_a_kept_reply_equals_a_fresh_one(  # noqa: PLR0917 - what a reply depend
     attachment: Attachment,
     phase: Phase,
     bodiless: bool,  # noqa: FBT001 - drawn
+    moment: Moment,
 ) -> None:
-    if attachment is Attachment.PICKER:
-        scope = msgspec.structs.replace(request.scope, destination=True)
-        request = msgspec.structs.replace(request, scope=scope)
+    scope = msgspec.structs.replace(SCOPES[attachment], hint=request.scope.hint)
+    request = msgspec.structs.replace(request, scope=scope)
     world = snapshot(*endpoints)
     replies = Replies(world, policy_)
-    fresh = compose(decide(request, world, policy_), request, policy_, attachment, phase, bodiless=bodiless)
+    fresh = compose(decide(request, world, policy_), request, replies, attachment, phase, bodiless=bodiless)
+
+    def alike(reply: Reply) -> Any:
+        ranked = reply.ranking.destinations if reply.ranking else None
+        return msgspec.structs.replace(reply, known=False, ranking=None), ranked
+
     for _ in range(2):
         kept = replies.reply(request, attachment, phase, bodiless=bodiless)
-        assert msgspec.structs.replace(kept, known=False) == fresh
-        assert kept.message(1, attachment, phase, 3) == fresh.message(1, attachment, phase, 3)
+        assert alike(kept) == alike(fresh)
+        assert kept.message(attachment, phase, 3, moment) == fresh.message(attachment, phase, 3, moment)
+
+
+@given(requests, pods, policies, some_picks, moments)
+def test_behind_the_epp_nothing_but_what_is_eligible_is_written(
+    request: InferenceRequest, endpoints: list[Endpoint], policy_: Any, pick: Pick, moment: Moment
+) -> None:
+    request = msgspec.structs.replace(request, scope=SCOPES[Attachment.AFTER])
+    world = snapshot(*endpoints)
+    decision = decide(request, world, policy_)
+    made = Replies(world, policy_).reply(request, Attachment.AFTER, Phase.HEADERS, bodiless=False)
+    spoken = made.message(Attachment.AFTER, Phase.HEADERS, policy_.destinations, moment._replace(pick=pick))
+    written = [entry for entry in spoken.destination.split(",") if entry]
+    if isinstance(decision, Restrict):
+        eligible = {each.destination for each in decision.endpoints}
+        kept = [entry for entry in pick.members if entry in eligible]
+        assert written
+        assert set(written) <= eligible
+        assert written[: len(kept)] == kept
+        assert len(written) == max(len(kept), min(policy_.destinations, len(eligible)))
+    else:
+        assert written == (list(pick.members) if isinstance(decision, PassThrough) else [])
+
+
+PROMOTING = [
+    policy("promote: {header: x-engine}\n"),
+    policy("promote: {header: x-engine}\nsources: {body: []}\n"),
+    policy("promote: {model: x-model}\nwhenUnknownModel: {action: passthrough}\n"),
+    policy("promote: {header: x-engine, model: x-model}\nwhenAbsent: {action: reject}\n"),
+]
+
+
+@given(
+    st.sampled_from([(), ("vllm",), ("nobody", "sglang")]),
+    pods,
+    st.sampled_from([POLICIES[0], *PROMOTING]),
+    documents,
+    st.sampled_from([SCOPES[Attachment.HEADER], Scope(CHAT), Scope(union=True, promotes=True), Scope()]),
+    st.booleans(),
+)
+def test_a_body_that_is_not_asked_for_would_change_no_header_that_names_owner_or_model(  # noqa: PLR0917 - drawn
+    owners: tuple[str, ...],
+    endpoints: list[Endpoint],
+    policy_: Any,
+    body: bytes,
+    scope: Scope,
+    known: bool,  # noqa: FBT001 - drawn
+) -> None:
+    headers = {":method": ["POST"], ":path": ["/v1/x"]} | ({"x-owned-by": [",".join(owners)]} if owners else {})
+    request = from_head(headers, scope, policy_)
+    world = snapshot(*endpoints) if known else Snapshot()
+    assume(not asks_body(request, world, policy_))
+    replies = Replies(world, policy_)
+
+    def named(asked: InferenceRequest) -> Any:
+        reply = replies.reply(asked, Attachment.HEADER, Phase.HEADERS, bodiless=False)
+        if reply.final:
+            return reply.reason
+        return pb.ProcessingResponse.FromString(reply.prefix).request_headers
+
+    assert named(from_body(request, body, policy_, ended=True)) == named(request)

@@ -4,6 +4,7 @@
 import asyncio
 import io
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -16,8 +17,10 @@ from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import parse_policy
+from extproc.policy.pick import Load
 from extproc.policy.types import Endpoint, Model, Pool, Snapshot
 from extproc.server.extproc import ExternalProcessor
+from tests.builders import DUPLEX, KEPT_HEADERS, answer_headers, context, destination, hint, streams
 
 POOL = Pool("default", "chat")
 SNAPSHOT = Snapshot(
@@ -36,7 +39,7 @@ POLICY = parse_policy(b"{apiVersion: owned-by/v1alpha1, kind: OwnedByPolicy, bod
 class Running:
     """A server on a free port, and what it wrote and counted."""
 
-    def __init__(self, *, snapshot: Any = lambda: SNAPSHOT) -> None:
+    def __init__(self, *, snapshot: Any = lambda: SNAPSHOT, loads: Any = dict) -> None:
         self.stream = io.BytesIO()
         self.metrics = Metrics()
         logger = make_logger("json", "info", self.stream)
@@ -47,6 +50,7 @@ class Running:
             logger,
             DecisionLog(logger, "json", "info", lambda _, flush: flush(), self.stream),
             self.metrics,
+            loads,
         )
 
     @property
@@ -54,8 +58,8 @@ class Running:
         return [msgspec.json.decode(line) for line in self.stream.getvalue().splitlines()]
 
 
-@pytest.fixture
-async def channel(running: Running) -> AsyncIterator[grpc.aio.Channel]:
+@asynccontextmanager
+async def serving(running: Running) -> AsyncIterator[grpc.aio.Channel]:
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((running.processor.handler(),))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -63,6 +67,12 @@ async def channel(running: Running) -> AsyncIterator[grpc.aio.Channel]:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
         yield opened
     await server.stop(0)
+
+
+@pytest.fixture
+async def channel(running: Running) -> AsyncIterator[grpc.aio.Channel]:
+    async with serving(running) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -79,8 +89,11 @@ def call(channel: grpc.aio.Channel, metadata: dict[str, str] | None = None) -> g
     return method(metadata=tuple((metadata or {}).items()))
 
 
-def headers(*, mode: int = 0, end: bool = False, **given: str) -> pb.ProcessingRequest:
+def headers(
+    *, mode: int = 0, end: bool = False, metadata: dict[str, dict[str, Any]] | None = None, **given: str
+) -> pb.ProcessingRequest:
     message = pb.ProcessingRequest(protocol_config=pb.ProtocolConfiguration(request_body_mode=mode))
+    message.metadata_context.CopyFrom(context(metadata or {}))
     fields = {":method": "POST", ":path": "/v1/completions", "content-type": "application/json"} | given
     for name, value in fields.items():
         header = pb.HeaderValue(key=name.replace("_", "-"), raw_value=value.encode())
@@ -108,16 +121,11 @@ async def test_the_server_ends_the_stream_after_its_last_answer(channel: grpc.ai
 async def test_an_unexpected_exception_aborts_the_stream() -> None:
     broken = Running()
     broken.processor._snapshot = None  # type: ignore[assignment]
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((broken.processor.handler(),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
+    async with serving(broken) as opened:
         stream = call(opened)
         await stream.write(headers(x_owned_by="sglang"))
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await stream.read()
-    await server.stop(0)
 
     assert (raised.value.code(), raised.value.details()) == (grpc.StatusCode.INTERNAL, "internal error")
     assert [line["msg"] for line in broken.lines] == ["internal error"]
@@ -127,9 +135,12 @@ async def test_an_unexpected_exception_aborts_the_stream() -> None:
 @pytest.mark.parametrize(
     ("metadata", "details"),
     [
-        ({names.ATTACHMENT: "after"}, "x-owned-by-attachment: `after` is not one of `before`, `picker`"),
+        (
+            {names.ATTACHMENT: "behind"},
+            "x-owned-by-attachment: `behind` is not one of `before`, `after`, `picker`, `header`",
+        ),
         ({names.POOL: "chat"}, "x-owned-by-pool: `chat` is not namespace/name"),
-        ({names.BODY: "stream"}, "x-owned-by-body: only `partial` is supported yet"),
+        ({names.BODY: "buffered"}, "x-owned-by-body: `buffered` is not one of `partial`, `stream`"),
     ],
 )
 async def test_initial_metadata_that_is_not_understood_aborts_the_stream(
@@ -155,12 +166,74 @@ async def test_a_client_that_goes_away_is_no_error(channel: grpc.aio.Channel, ru
     assert running.lines == []
 
 
-async def test_an_end_before_any_message_is_no_error(channel: grpc.aio.Channel, running: Running) -> None:
-    stream = call(channel)
-    await stream.done_writing()
-    end = await stream.read()
+ENDS: dict[str, list[pb.ProcessingRequest]] = {
+    "before any message": [],
+    "instead of the body": [headers()],
+    "within the body": [headers(mode=DUPLEX), pb.ProcessingRequest(request_body=pb.HttpBody(body=b"{"))],
+}
 
-    assert (end, await stream.code(), running.lines) == (grpc.aio.EOF, grpc.StatusCode.OK, [])
+
+@pytest.mark.parametrize("messages", ENDS.values(), ids=ENDS)
+async def test_an_end_by_envoy_is_no_error_and_answered_with_nothing(
+    messages: list[pb.ProcessingRequest], channel: grpc.aio.Channel, running: Running
+) -> None:
+    stream = call(channel)
+    for message in messages:
+        await stream.write(message)
+    await stream.done_writing()
+    answers = await rest(stream)
+
+    assert answers[-1] == pb.ProcessingResponse()
+    assert (await stream.code(), running.lines) == (grpc.StatusCode.OK, [])
+    assert sample(running, "owned_by_streams_in_flight") == 0
+
+
+async def rest(stream: grpc.aio.StreamStreamCall[Any, Any]) -> list[pb.ProcessingResponse]:
+    """Everything that the server still says."""
+    answers = []
+    while (answer := await stream.read()) is not grpc.aio.EOF:
+        answers.append(answer)
+    return answers
+
+
+async def test_all_answers_to_one_message_arrive_in_order_with_the_status(channel: grpc.aio.Channel) -> None:
+    data = b'{"owned_by": "sglang", "model": "m", "prompt": "' + b"x" * 100_000 + b'"}'
+    stream = call(channel)
+    await stream.write(headers(mode=DUPLEX))
+    await stream.write(pb.ProcessingRequest(request_body=pb.HttpBody(body=data, end_of_stream=True)))
+    head, *pieces = await rest(stream)
+    streamed = [piece.request_body.response.body_mutation.streamed_response for piece in pieces]
+
+    assert head.WhichOneof("response") == "request_headers"
+    assert b"".join(piece.body for piece in streamed) == data
+    assert [piece.end_of_stream for piece in streamed] == [False, False, True]
+    assert await stream.code() is grpc.StatusCode.OK
+
+
+async def test_a_stream_goes_on_for_as_long_as_there_is_something_to_say(channel: grpc.aio.Channel) -> None:
+    stream = call(channel)
+    await stream.write(headers(mode=DUPLEX, x_owned_by="sglang", x_gateway_model_name="m"))
+    first = await stream.read()
+    await stream.write(pb.ProcessingRequest(request_body=pb.HttpBody(body=b"one")))
+    second = await stream.read()
+    await stream.write(pb.ProcessingRequest(request_trailers=pb.HttpTrailers()))
+    answers = [first, second, *(await rest(stream))]
+
+    kinds = [answer.WhichOneof("response") for answer in answers]
+    assert kinds == ["request_headers", "request_body", "request_trailers"]
+    assert await stream.code() is grpc.StatusCode.OK
+
+
+async def test_the_body_is_asked_for_as_the_filter_says(channel: grpc.aio.Channel) -> None:
+    stream = call(channel, {names.BODY: "stream"})
+    await stream.write(headers())
+    asked = await stream.read()
+    body = pb.HttpBody(body=b'{"engine": "sglang", "model": "m"}', end_of_stream=True)
+    await stream.write(pb.ProcessingRequest(request_body=body))
+    answers = [answer.WhichOneof("response") for answer in await rest(stream)]
+
+    assert asked == streams()
+    assert answers == ["request_headers", "request_body", "request_body"]
 
 
 async def test_a_body_that_comes_byte_by_byte_is_a_408(channel: grpc.aio.Channel) -> None:
@@ -191,6 +264,12 @@ async def test_a_body_that_does_not_come_is_a_408(channel: grpc.aio.Channel) -> 
 
 def sample(running: Running, name: str) -> float | None:
     return running.metrics.registry.get_sample_value(name)
+
+
+def labelled(running: Running, name: str, label: str) -> dict[str, float]:
+    """The values of a metric that has one label, by that label."""
+    samples = (sample for metric in running.metrics.registry.collect() for sample in metric.samples)
+    return {sample.labels[label]: sample.value for sample in samples if sample.name == name}
 
 
 async def ask(channel: grpc.aio.Channel, first: pb.ProcessingRequest, text: bytes, *, whole: bool = True) -> None:
@@ -224,18 +303,92 @@ async def test_a_long_hint_is_counted_each_time_and_told_once_a_generation() -> 
     )
     world = Snapshot(1, (POOL,), {POOL: many})
     long = Running(snapshot=lambda: world)
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((long.processor.handler(),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as opened:
+    async with serving(long) as opened:
         for _ in range(2):
             stream = call(opened)
             await stream.write(headers(x_owned_by="vllm", x_gateway_model_name="m"))
             await stream.read()
             assert await stream.read() is grpc.aio.EOF
-    await server.stop(0)
 
     assert sample(long, "owned_by_long_hints_total") == 2
     assert [line["entries"] for line in long.lines if line["msg"] == "long hint"] == [201]
     assert long.processor.longest_hint == 201
+
+
+# Behind and in place of the EPP
+
+VLLM, SGLANG = "127.0.0.1:1", "127.0.0.1:2"
+OUTCOMES = {
+    "kept": (destination(SGLANG), {"kept": 1.0}, 0),
+    "narrowed": (destination(f"{VLLM},{SGLANG}"), {"narrowed": 1.0}, 0),
+    "rewritten": (destination(VLLM), {"rewritten": 1.0}, 0),
+    "no pick": ({}, {"epp-bypassed": 1.0}, 0),
+    "outside the hint": (destination("10.0.0.1:1") | hint(SGLANG), {"rewritten": 1.0}, 1),
+    "inside the hint": (destination(SGLANG) | hint(SGLANG), {"kept": 1.0}, 0),
+}
+
+
+@pytest.mark.parametrize(("metadata", "outcomes", "outside"), OUTCOMES.values(), ids=OUTCOMES)
+async def test_what_becomes_of_the_epps_picks_is_counted(
+    metadata: dict[str, Any], outcomes: dict[str, float], outside: int, channel: grpc.aio.Channel, running: Running
+) -> None:
+    stream = call(channel, {names.ATTACHMENT: "after"})
+    await stream.write(headers(metadata=metadata, x_owned_by="sglang", x_gateway_model_name="m"))
+    await rest(stream)
+
+    assert labelled(running, "owned_by_epp_picks_total", "outcome") == outcomes
+    assert sample(running, "owned_by_epp_picks_outside_hint_total") == outside
+    assert [(line["attachment"], line["destination"]) for line in running.lines] == [("after", SGLANG)]
+
+
+async def test_where_there_is_no_pick_to_correct_none_is_counted(channel: grpc.aio.Channel, running: Running) -> None:
+    for attachment in ("before", "picker", "header"):
+        stream = call(channel, {names.ATTACHMENT: attachment})
+        await stream.write(headers(x_owned_by="sglang", x_gateway_model_name="m", metadata=destination(SGLANG)))
+        await rest(stream)
+    stream = call(channel, {names.ATTACHMENT: "after"})
+    await stream.write(headers(x_owned_by="nobody", x_gateway_model_name="m", metadata=destination(SGLANG)))
+    await rest(stream)
+
+    assert labelled(running, "owned_by_epp_picks_total", "outcome") == {}
+    assert [line["attachment"] for line in running.lines] == ["before", "picker", "header", "after"]
+
+
+SERVED = {
+    "the first": (f"{VLLM}", {"first": 1.0}),
+    "the next": (f"{SGLANG}", {"next": 1.0}),
+    "another": ("10.0.0.1:1", {"other": 1.0}),
+    "not told": ("", {}),
+}
+
+
+@pytest.mark.parametrize(("served", "counted"), SERVED.values(), ids=SERVED)
+async def test_who_served_is_counted_where_envoy_tells_it(
+    served: str, counted: dict[str, float], channel: grpc.aio.Channel, running: Running
+) -> None:
+    stream = call(channel, {names.ATTACHMENT: "picker"})
+    await stream.write(headers(mode=DUPLEX, end=True, x_owned_by="*", x_gateway_model_name="m"))
+    picked = await stream.read()
+    told = {"envoy.lb": {"x-gateway-destination-endpoint-served": served}} if served else {}
+    await stream.write(answer_headers(metadata=told))
+    answers = await rest(stream)
+
+    assert picked.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] == f"{VLLM},{SGLANG}"
+    assert answers == [KEPT_HEADERS]
+    assert labelled(running, "owned_by_served_total", "endpoint") == counted
+    assert [line["destination"] for line in running.lines] == [f"{VLLM},{SGLANG}"]
+
+
+async def test_the_engines_figures_order_what_is_picked() -> None:
+    figures = [{VLLM: Load(1, 0), SGLANG: Load(0, 0)}, {VLLM: Load(0, 0), SGLANG: Load(1, 0)}]
+    loaded = Running(loads=lambda: figures[0])
+    found = []
+    async with serving(loaded) as opened:
+        while figures:
+            stream = call(opened, {names.ATTACHMENT: "picker"})
+            await stream.write(headers(x_owned_by="*", x_gateway_model_name="m"))
+            await rest(stream)
+            found.append(loaded.lines[-1]["destination"])
+            figures.pop(0)
+
+    assert found == [f"{SGLANG},{VLLM}", f"{VLLM},{SGLANG}"]
