@@ -195,7 +195,7 @@ def _agreed(lines: Sequence[str], name: str, policy: PolicyConfig) -> tuple[str,
 
 
 def _line(line: str, name: str, policy: PolicyConfig) -> tuple[str, ...]:
-    """The owners of one header line or query value; short ones, which repeat, are read once."""
+    """The owners of one header line, query value or text in a body; short ones, which repeat, are read once."""
     return (_short_line if len(line) <= _SHORT else _short_line.__wrapped__)(line, name, policy)
 
 
@@ -214,7 +214,7 @@ def _body_owners(value: object, name: str, policy: PolicyConfig) -> tuple[str, .
     if value is None:
         return ()
     if isinstance(value, str):
-        return _owners(value.split(","), name, policy)
+        return _line(value, name, policy)
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
         return _owners(value, name, policy)
     raise _MalformedError(Malformed(name, f"`{name}` must be a string or a list of strings"))

@@ -8,7 +8,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
@@ -20,6 +20,7 @@ from extproc.observability.logs import make_logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.pick import Load
 from extproc.policy.types import Endpoint, Pool, Snapshot
+from tests.fakes.answers import FAILURE, NEVER, AnsweringServer, answer
 
 CHAT = Pool("default", "chat")
 OTHER = Pool("default", "other")
@@ -27,74 +28,12 @@ SOON = 0.02
 LONG = 60.0
 
 
-def answer(body: bytes, status: str = "200 OK") -> bytes:
-    return b"HTTP/1.1 %s\r\ncontent-length: %d\r\n\r\n%s" % (status.encode(), len(body), body)
-
-
 def says(waiting: int) -> bytes:
     return answer(b"vllm:num_requests_waiting %d\n" % waiting)
 
 
-FAILURE = answer(b"", "500 Internal Server Error")
-NEVER = b""
-
-
-class Server:
-    """Gives its answers in their order, the last one for ever; NEVER has no end. `gate` lets them through.
-
-    What engines do not do on command. It listens at several addresses, for an endpoint each.
-    """
-
-    def __init__(self, *answers: bytes, addresses: int = 1) -> None:
-        self.answers = answers
-        self.heads: list[str] = []
-        self.connections = 0
-        self.open = 0
-        self.most = 0
-        self.gate: asyncio.Semaphore | None = None
-        self._hosts = [f"127.0.0.{number}" for number in range(1, addresses + 1)]
-        self._asked = asyncio.Condition()
-        self._tasks = set[asyncio.Task[None]]()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, self._hosts, 0)
-        names = [each.getsockname()[:2] for each in self._server.sockets]
-        self.endpoints = [Endpoint(f"pod-{number}", "default", *name) for number, name in enumerate(names)]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def asked(self, times: int) -> None:
-        async with asyncio.timeout(20), self._asked:
-            await self._asked.wait_for(lambda: len(self.heads) >= times)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        self.connections += 1
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                said = self.answers[min(len(self.heads), len(self.answers) - 1)]
-                self.open += 1
-                self.most = max(self.most, self.open)
-                async with self._asked:
-                    self.heads.append(head.decode())
-                    self._asked.notify_all()
-                if self.gate:
-                    await self.gate.acquire()
-                if said == NEVER:
-                    await asyncio.Event().wait()
-                self.open -= 1
-                writer.write(said)
-                await writer.drain()
-        writer.close()
+def hosts(count: int) -> tuple[str, ...]:
+    return tuple(f"127.0.0.{number}" for number in range(1, count + 1))
 
 
 class Rig:
@@ -188,7 +127,7 @@ async def test_new_figures_are_another_mapping_and_the_old_one_stays_as_it_was()
 
 
 async def test_while_nothing_changes_the_mapping_is_the_same_object() -> None:
-    async with Server(says(1)) as server, watching(*server.endpoints) as rig:
+    async with AnsweringServer(says(1)) as server, watching(*server.endpoints) as rig:
         await rig.until(lambda: bool(rig.watch.current))
         before = rig.watch.current
         await server.asked(len(server.heads) + 3)
@@ -212,7 +151,7 @@ async def test_between_two_publications_nothing_new_is_shown() -> None:
 
 
 async def test_a_destination_is_asked_once_whatever_pools_it_is_in() -> None:
-    async with Server(says(1)) as server, watching() as rig:
+    async with AnsweringServer(says(1)) as server, watching() as rig:
         server.gate = asyncio.Semaphore(0)
         members = tuple(server.endpoints)
         rig.snapshot = Snapshot(0, (CHAT, OTHER), {CHAT: members, OTHER: (*members, replace(members[0], name="alias"))})
@@ -223,7 +162,7 @@ async def test_a_destination_is_asked_once_whatever_pools_it_is_in() -> None:
 
 
 async def test_an_endpoint_that_is_not_ready_is_not_asked() -> None:
-    async with Server(says(1)) as other, Server(says(2)) as server:
+    async with AnsweringServer(says(1)) as other, AnsweringServer(says(2)) as server:
         async with watching(replace(server.endpoints[0], ready=False), *other.endpoints) as rig:
             await rig.until(lambda: bool(rig.watch.current))
             before = (rig.watch.current, server.connections)
@@ -235,7 +174,7 @@ async def test_an_endpoint_that_is_not_ready_is_not_asked() -> None:
 
 @pytest.mark.parametrize("vanished", [True, False])
 async def test_an_endpoint_that_vanished_or_is_not_ready_any_more_drops_out_at_the_next_look(*, vanished: bool) -> None:
-    async with Server(says(1), addresses=2) as server, watching(*server.endpoints) as rig:
+    async with AnsweringServer(says(1), hosts=hosts(2)) as server, watching(*server.endpoints) as rig:
         one, two = server.endpoints
         await rig.until(lambda: len(rig.watch.current) == 2)
         rig.show(*([] if vanished else [replace(one, ready=False)]), two)
@@ -246,7 +185,7 @@ async def test_an_endpoint_that_vanished_or_is_not_ready_any_more_drops_out_at_t
 
 
 async def test_a_pod_that_takes_the_address_of_another_is_somebody_else() -> None:
-    async with Server(says(1), says(2), says(3)) as server, watching(*server.endpoints) as rig:
+    async with AnsweringServer(says(1), says(2), says(3)) as server, watching(*server.endpoints) as rig:
         (base,) = server.endpoints
         server.gate = asyncio.Semaphore(1)
         await rig.until(lambda: bool(rig.watch.current))
@@ -268,7 +207,7 @@ async def test_a_pod_that_takes_the_address_of_another_is_somebody_else() -> Non
 
 
 async def test_an_endpoint_that_only_has_other_labels_keeps_its_figures() -> None:
-    async with Server(says(1), NEVER) as server, watching(*server.endpoints) as rig:
+    async with AnsweringServer(says(1), NEVER) as server, watching(*server.endpoints) as rig:
         await rig.until(lambda: bool(rig.watch.current))
         before = rig.watch.current
         rig.show(replace(server.endpoints[0], labels={"a": "b"}))
@@ -294,7 +233,10 @@ async def test_an_endpoint_that_only_has_other_labels_keeps_its_figures() -> Non
 )
 async def test_an_answer_that_is_of_no_use_is_told_and_counted(said: bytes, error: str) -> None:
     slow = "within" in error
-    async with Server(said) as server, watching(*server.endpoints, asking={"timeout": 0.1 if slow else 20.0}) as rig:
+    async with (
+        AnsweringServer(said) as server,
+        watching(*server.endpoints, asking={"timeout": 0.1 if slow else 20.0}) as rig,
+    ):
         await rig.until(lambda: rig.watch.status()["failing"] == 1)
         destination = server.endpoints[0].destination
 
@@ -329,7 +271,7 @@ async def test_a_connection_that_is_refused_is_a_failure() -> None:
 
 
 async def test_failures_in_a_row_are_told_once_and_so_is_their_end() -> None:
-    async with Server(says(1), FAILURE, FAILURE, says(2)) as server, watching(*server.endpoints) as rig:
+    async with AnsweringServer(says(1), FAILURE, FAILURE, says(2)) as server, watching(*server.endpoints) as rig:
         destination = server.endpoints[0].destination
         await rig.until(lambda: rig.watch.current == {destination: Load(2.0, 0.0)})
         names = {"logger": "load", "endpoint": "default/pod-0", "destination": destination}
@@ -343,7 +285,7 @@ async def test_failures_in_a_row_are_told_once_and_so_is_their_end() -> None:
 
 
 async def test_a_failure_leaves_the_figures_until_they_are_stale() -> None:
-    async with Server(says(1), FAILURE) as server, watching(*server.endpoints, stale=1.0) as rig:
+    async with AnsweringServer(says(1), FAILURE) as server, watching(*server.endpoints, stale=1.0) as rig:
         await rig.until(lambda: rig.watch.status()["failing"] == 1)
         before = rig.watch.current
         await rig.until(lambda: not rig.watch.current)
@@ -382,7 +324,7 @@ def test_the_pauses_between_failures_grow_up_to_a_minute(interval: float, expect
 
 
 async def test_an_endpoint_without_metrics_is_not_asked_at_every_interval() -> None:
-    async with Server(answer(b"", "404 Not Found")) as server, watching(*server.endpoints) as rig:
+    async with AnsweringServer(answer(b"", "404 Not Found")) as server, watching(*server.endpoints) as rig:
         await server.asked(1)
         await rig.intervals(40)
 
@@ -403,7 +345,7 @@ def test_no_more_than_twenty_failures_are_shown() -> None:
 
 
 async def test_a_slow_endpoint_is_not_asked_twice_at_once_and_does_not_hold_up_the_others() -> None:
-    async with Server(NEVER) as slow, Engines([Simulated("a", "vllm", "m")]) as engines:
+    async with AnsweringServer(NEVER) as slow, Engines([Simulated("a", "vllm", "m")]) as engines:
         (a,) = pods(engines)
         async with watching(*slow.endpoints, a) as rig:
             await slow.asked(1)
@@ -416,7 +358,7 @@ async def test_a_slow_endpoint_is_not_asked_twice_at_once_and_does_not_hold_up_t
 
 
 async def test_no_more_endpoints_are_asked_at_a_time_than_is_allowed() -> None:
-    async with Server(says(1), addresses=5) as server:
+    async with AnsweringServer(says(1), hosts=hosts(5)) as server:
         server.gate = asyncio.Semaphore(0)
         async with watching(*server.endpoints, asking={"concurrency": 2}) as rig:
             await server.asked(2)
@@ -430,7 +372,10 @@ async def test_no_more_endpoints_are_asked_at_a_time_than_is_allowed() -> None:
 
 
 async def test_endpoints_that_failed_leave_places_to_the_others() -> None:
-    async with Server(FAILURE, addresses=6) as server, watching(*server.endpoints, asking={"concurrency": 8}) as rig:
+    async with (
+        AnsweringServer(FAILURE, hosts=hosts(6)) as server,
+        watching(*server.endpoints, asking={"concurrency": 8}) as rig,
+    ):
         await rig.until(lambda: rig.watch.status()["failing"] == 6)
         server.gate = asyncio.Semaphore(0)
         await rig.until(lambda: server.open == 2)
@@ -441,7 +386,7 @@ async def test_endpoints_that_failed_leave_places_to_the_others() -> None:
 
 
 async def test_an_endpoint_that_is_not_followed_any_more_is_left_alone() -> None:
-    async with Server(says(1), addresses=2) as server, watching(*server.endpoints) as rig:
+    async with AnsweringServer(says(1), hosts=hosts(2)) as server, watching(*server.endpoints) as rig:
         one, two = server.endpoints
         server.gate = asyncio.Semaphore(0)
         await server.asked(2)
@@ -460,7 +405,7 @@ async def test_an_endpoint_that_is_not_followed_any_more_is_left_alone() -> None
 async def test_an_endpoint_is_asked_for_text_with_the_token_over_one_connection(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("secret\n")
-    async with Server(says(1)) as server, watching(*server.endpoints, asking={"token_file": token}):
+    async with AnsweringServer(says(1)) as server, watching(*server.endpoints, asking={"token_file": token}):
         await server.asked(3)
         head = [line for line in server.heads[2].lower().split("\r\n") if not line.startswith("user-agent: ")]
 
@@ -477,7 +422,7 @@ async def test_an_endpoint_is_asked_for_text_with_the_token_over_one_connection(
 
 
 async def test_the_probes_interval_has_no_say_and_its_timeout_no_more_than_half_the_time_to_live() -> None:
-    async with Server(NEVER) as server:
+    async with AnsweringServer(NEVER) as server:
         asking = {"interval": 0.0, "timeout": 20.0}
         async with watching(*server.endpoints, asking=asking, stale=0.2) as rig:
             await rig.until(lambda: rig.watch.status()["failing"] == 1)
@@ -486,7 +431,7 @@ async def test_the_probes_interval_has_no_say_and_its_timeout_no_more_than_half_
 
 
 async def test_with_no_interval_nobody_is_asked() -> None:
-    async with Server(says(1)) as server, watching(*server.endpoints, interval=0.0, stale=0.0) as rig:
+    async with AnsweringServer(says(1)) as server, watching(*server.endpoints, interval=0.0, stale=0.0) as rig:
         for _ in range(10):
             await asyncio.sleep(0)
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -31,6 +31,7 @@ from extproc.observability.logs import make_logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import default_policy
 from extproc.policy.types import Endpoint, Model, Pool
+from tests.fakes.answers import FAILURE, AnsweringServer, answer
 
 CHAT = Pool("default", "chat")
 OTHER = Pool("default", "other")
@@ -42,71 +43,6 @@ ENGINE_LABEL = "llm-d.ai/engine-type"
 def ok(*models: str, owned_by: str = "vllm", created: int = 1) -> bytes:
     entries = [{"id": model, "created": created, "owned_by": owned_by, "max_model_len": 8} for model in models]
     return answer(json.dumps({"object": "list", "data": entries}).encode())
-
-
-def answer(body: bytes, status: str = "200 OK", *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status}", f"content-length: {len(body)}", *headers, "", ""]
-    return "\r\n".join(lines).encode() + body
-
-
-FAILURE = answer(b"", "500 Internal Server Error")
-
-
-class Server:
-    """Gives its answers in their order, the last one for ever; an empty one never ends. `gate` lets them through."""
-
-    def __init__(self, *answers: bytes, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
-        self.answers = answers
-        self.heads: list[str] = []
-        self.connections = 0
-        self.open = 0
-        self.most = 0
-        self.gate: asyncio.Semaphore | None = None
-        self._host = host
-        self._tls = tls
-        self._asked = asyncio.Condition()
-        self._tasks = set[asyncio.Task[None]]()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, self._host, 0, ssl=self._tls)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def asked(self, times: int) -> None:
-        async with asyncio.timeout(20), self._asked:
-            await self._asked.wait_for(lambda: len(self.heads) >= times)
-
-    def endpoint(self, name: str = "pod", **fields: Any) -> Endpoint:
-        return Endpoint(name, "default", self._host, self._server.sockets[0].getsockname()[1], **fields)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        self.connections += 1
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                said = self.answers[min(len(self.heads), len(self.answers) - 1)]
-                self.open += 1
-                self.most = max(self.most, self.open)
-                async with self._asked:
-                    self.heads.append(head.decode())
-                    self._asked.notify_all()
-                if self.gate:
-                    await self.gate.acquire()
-                if not said:
-                    await asyncio.Event().wait()
-                self.open -= 1
-                writer.write(said)
-                await writer.drain()
-        writer.close()
 
 
 @dataclass
@@ -179,7 +115,7 @@ def models(*names: str, created: int = 1) -> tuple[Model, ...]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_what_an_engine_says_reaches_its_endpoint(host: str) -> None:
-    async with Server(ok("m", "adapter"), host=host) as server, probing() as rig:
+    async with AnsweringServer(ok("m", "adapter"), hosts=(host,)) as server, probing() as rig:
         base = server.endpoint()
         completed = await rig.answered(base)
 
@@ -202,7 +138,7 @@ async def test_both_kinds_of_engine_are_understood() -> None:
 
 
 async def test_an_endpoint_whose_models_are_given_is_not_asked_and_passes_as_it_is() -> None:
-    async with Server(ok("m")) as server, probing() as rig:
+    async with AnsweringServer(ok("m")) as server, probing() as rig:
         given_ = server.endpoint("given", models=())
         completed = await rig.answered(given_, server.endpoint())
 
@@ -211,7 +147,7 @@ async def test_an_endpoint_whose_models_are_given_is_not_asked_and_passes_as_it_
 
 
 async def test_an_endpoint_of_two_pools_is_asked_once() -> None:
-    async with Server(ok("m")) as server, probing() as rig:
+    async with AnsweringServer(ok("m")) as server, probing() as rig:
         pools = {CHAT: (server.endpoint(),), OTHER: (server.endpoint(),)}
         rig.probe.complete(pools)
         await rig.settled()
@@ -223,7 +159,7 @@ async def test_an_endpoint_of_two_pools_is_asked_once() -> None:
 
 
 async def test_endpoints_that_say_the_same_share_one_answer_whenever_they_were_asked() -> None:
-    async with Server(ok("m", created=1), ok("m", created=2)) as server, probing() as rig:
+    async with AnsweringServer(ok("m", created=1), ok("m", created=2)) as server, probing() as rig:
         bases = (server.endpoint("a"), server.endpoint("b"))
         rig.complete(*bases)
         await rig.settled()
@@ -233,7 +169,10 @@ async def test_endpoints_that_say_the_same_share_one_answer_whenever_they_were_a
 
 
 async def test_an_answer_that_differs_only_in_the_moment_is_no_change() -> None:
-    async with Server(*(ok("m", created=number) for number in range(1, 9))) as server, probing(interval=SOON) as rig:
+    async with (
+        AnsweringServer(*(ok("m", created=number) for number in range(1, 9))) as server,
+        probing(interval=SOON) as rig,
+    ):
         first = await rig.answered(server.endpoint())
         await server.asked(5)
 
@@ -241,7 +180,7 @@ async def test_an_answer_that_differs_only_in_the_moment_is_no_change() -> None:
 
 
 async def test_an_adapter_that_is_loaded_later_is_a_change() -> None:
-    async with Server(ok("m"), ok("m", "adapter")) as server, probing(interval=SOON) as rig:
+    async with AnsweringServer(ok("m"), ok("m", "adapter")) as server, probing(interval=SOON) as rig:
         base = server.endpoint()
         first = await rig.answered(base)
         await rig.changed()
@@ -250,7 +189,7 @@ async def test_an_adapter_that_is_loaded_later_is_a_change() -> None:
 
 
 async def test_an_endpoint_that_changes_keeps_its_answer() -> None:
-    async with Server(ok("m")) as server, probing() as rig:
+    async with AnsweringServer(ok("m")) as server, probing() as rig:
         await rig.answered(server.endpoint())
         relabelled = server.endpoint(labels={"a": "b"})
 
@@ -310,14 +249,14 @@ async def test_an_answer_that_is_of_no_use_leaves_the_endpoint_ready_and_its_mod
     said: bytes, error: str
 ) -> None:
     slow = "within" in error
-    async with Server(said) as server, probing(max_bytes=100, timeout=0.2 if slow else 20) as rig:
+    async with AnsweringServer(said) as server, probing(max_bytes=100, timeout=0.2 if slow else 20) as rig:
         assert await failure(rig, server.endpoint()) == error
 
 
 async def test_a_redirect_is_not_followed() -> None:
-    async with Server(ok("m")) as elsewhere, probing() as rig:
+    async with AnsweringServer(ok("m")) as elsewhere, probing() as rig:
         to = f"location: http://{elsewhere.endpoint().destination}/v1/models"
-        async with Server(answer(b"", "307 Temporary Redirect", to)) as server:
+        async with AnsweringServer(answer(b"", "307 Temporary Redirect", to)) as server:
             error = await failure(rig, server.endpoint())
 
             assert (error, elsewhere.connections) == ("status 307", 0)
@@ -333,7 +272,7 @@ async def test_a_connection_that_is_refused_is_a_failure() -> None:
 
 
 async def test_failures_in_a_row_are_told_once_and_so_is_their_end() -> None:
-    async with Server(ok("m"), FAILURE, FAILURE, ok("m"), b"") as server, probing(interval=SOON) as rig:
+    async with AnsweringServer(ok("m"), FAILURE, FAILURE, ok("m"), b"") as server, probing(interval=SOON) as rig:
         base = server.endpoint()
         completed = await rig.answered(base)
         await server.asked(5)
@@ -347,7 +286,7 @@ async def test_failures_in_a_row_are_told_once_and_so_is_their_end() -> None:
 
 
 async def test_the_last_good_answer_is_forgotten_when_failures_go_on() -> None:
-    async with Server(ok("m"), FAILURE) as server, probing(interval=SOON, keep=0.1) as rig:
+    async with AnsweringServer(ok("m"), FAILURE) as server, probing(interval=SOON, keep=0.1) as rig:
         base = server.endpoint()
         await rig.answered(base)
         await rig.changed()
@@ -386,7 +325,7 @@ def test_no_more_than_twenty_failures_are_shown() -> None:
 
 
 async def test_a_ready_endpoint_waits_until_it_has_answered() -> None:
-    async with Server(ok("m")) as server, probing() as rig:
+    async with AnsweringServer(ok("m")) as server, probing() as rig:
         base = server.endpoint()
         before = (rig.complete(base), rig.probe.settled.is_set())
         await rig.settled()
@@ -396,7 +335,7 @@ async def test_a_ready_endpoint_waits_until_it_has_answered() -> None:
 
 
 async def test_a_ready_endpoint_waits_until_it_has_failed() -> None:
-    async with Server(FAILURE) as server, probing() as rig:
+    async with AnsweringServer(FAILURE) as server, probing() as rig:
         base = server.endpoint()
         before = rig.complete(base)
         await rig.changed()
@@ -406,7 +345,7 @@ async def test_a_ready_endpoint_waits_until_it_has_failed() -> None:
 
 
 async def test_a_ready_endpoint_waits_no_longer_than_it_is_held() -> None:
-    async with Server(b"") as server, probing(hold=0.05, timeout=FOR_EVER) as rig:
+    async with AnsweringServer(b"") as server, probing(hold=0.05, timeout=FOR_EVER) as rig:
         base = server.endpoint()
         before = rig.complete(base)
         await rig.changed()
@@ -417,7 +356,7 @@ async def test_a_ready_endpoint_waits_no_longer_than_it_is_held() -> None:
 
 
 async def test_an_endpoint_that_was_gone_before_it_was_asked_is_held_again() -> None:
-    async with Server(b"") as server, probing(hold=0.05, timeout=FOR_EVER) as rig:
+    async with AnsweringServer(b"") as server, probing(hold=0.05, timeout=FOR_EVER) as rig:
         ready, unready = server.endpoint(), server.endpoint(ready=False)
         shown = [rig.complete(ready)]
         await rig.changed()
@@ -432,7 +371,7 @@ async def test_an_endpoint_that_was_gone_before_it_was_asked_is_held_again() -> 
 
 
 async def test_what_an_endpoint_says_of_itself_is_to_come_until_it_has_failed_to_say_it() -> None:
-    async with Server(b"") as server, probing(hold=0.05, timeout=0.3) as rig:
+    async with AnsweringServer(b"") as server, probing(hold=0.05, timeout=0.3) as rig:
         base = server.endpoint()
         rig.complete(base)
         await rig.changed()
@@ -443,7 +382,7 @@ async def test_what_an_endpoint_says_of_itself_is_to_come_until_it_has_failed_to
 
 
 async def test_an_endpoint_that_is_not_ready_is_asked_as_soon_as_it_is() -> None:
-    async with Server(ok("m")) as waiting, Server(ok("n")) as other, probing() as rig:
+    async with AnsweringServer(ok("m")) as waiting, AnsweringServer(ok("n")) as other, probing() as rig:
         unready = waiting.endpoint(ready=False)
         completed = await rig.answered(unready, other.endpoint("other"))
         before = (completed[0], waiting.connections, rig.probe.settled.is_set())
@@ -457,7 +396,7 @@ async def test_an_endpoint_that_is_not_ready_is_asked_as_soon_as_it_is() -> None
 
 
 async def test_an_endpoint_that_comes_back_is_asked_at_once_and_has_its_old_answer_meanwhile() -> None:
-    async with Server(ok("m"), ok("n")) as server, probing() as rig:
+    async with AnsweringServer(ok("m"), ok("n")) as server, probing() as rig:
         ready, unready = server.endpoint(), server.endpoint(ready=False)
         said = {"owned_by": "vllm", "models": models("m")}
         await rig.answered(ready)
@@ -470,7 +409,7 @@ async def test_an_endpoint_that_comes_back_is_asked_at_once_and_has_its_old_answ
 
 
 async def test_what_was_said_before_an_endpoint_came_back_does_not_count() -> None:
-    async with Server(ok("before"), ok("after")) as server, probing() as rig:
+    async with AnsweringServer(ok("before"), ok("after")) as server, probing() as rig:
         server.gate = asyncio.Semaphore(0)
         rig.complete(server.endpoint())
         await server.asked(1)
@@ -485,7 +424,7 @@ async def test_what_was_said_before_an_endpoint_came_back_does_not_count() -> No
 
 
 async def test_an_address_that_vanished_and_came_back_is_somebody_else() -> None:
-    async with Server(ok("m"), ok("n")) as server, probing() as rig:
+    async with AnsweringServer(ok("m"), ok("n")) as server, probing() as rig:
         base = server.endpoint()
         await rig.answered(base)
         rig.complete()
@@ -499,7 +438,7 @@ async def test_an_address_that_vanished_and_came_back_is_somebody_else() -> None
 
 
 async def test_a_pod_that_takes_the_name_and_address_of_another_is_somebody_else() -> None:
-    async with Server(ok("m"), ok("n")) as server, probing() as rig:
+    async with AnsweringServer(ok("m"), ok("n")) as server, probing() as rig:
         one, other = (replace(server.endpoint(), uid=uid) for uid in ("one", "other"))
         await rig.answered(one)
         at_once = rig.complete(other)
@@ -510,7 +449,7 @@ async def test_a_pod_that_takes_the_name_and_address_of_another_is_somebody_else
 
 
 async def test_what_a_vanished_endpoint_still_says_is_not_heard() -> None:
-    async with Server(ok("old"), ok("new")) as server, probing() as rig:
+    async with AnsweringServer(ok("old"), ok("new")) as server, probing() as rig:
         server.gate = asyncio.Semaphore(0)
         base = server.endpoint()
         rig.complete(base)
@@ -528,7 +467,7 @@ async def test_what_a_vanished_endpoint_still_says_is_not_heard() -> None:
 
 
 async def test_with_no_interval_nobody_is_asked_or_held() -> None:
-    async with Server(ok("m")) as server, probing(interval=0) as rig:
+    async with AnsweringServer(ok("m")) as server, probing(interval=0) as rig:
         base = server.endpoint()
 
         assert rig.complete(base)[0] is base
@@ -553,7 +492,7 @@ def test_thousands_of_endpoints_of_which_nothing_changed_are_the_same_objects() 
 
 
 async def test_no_more_endpoints_are_asked_at_a_time_than_is_allowed() -> None:
-    async with Server(ok("m")) as server, probing(concurrency=2) as rig:
+    async with AnsweringServer(ok("m")) as server, probing(concurrency=2) as rig:
         server.gate = asyncio.Semaphore(0)
         rig.complete(*(server.endpoint(f"pod-{number}") for number in range(6)))
         for number in range(2, 6):
@@ -568,7 +507,7 @@ async def test_no_more_endpoints_are_asked_at_a_time_than_is_allowed() -> None:
 
 
 async def test_a_connection_is_used_again() -> None:
-    async with Server(ok("m")) as server, probing(interval=SOON) as rig:
+    async with AnsweringServer(ok("m")) as server, probing(interval=SOON) as rig:
         rig.complete(server.endpoint())
         await server.asked(4)
 
@@ -576,7 +515,7 @@ async def test_a_connection_is_used_again() -> None:
 
 
 async def test_a_connection_that_would_be_idle_for_long_is_closed() -> None:
-    async with Server(ok("m")) as server, probing(interval=30) as rig:
+    async with AnsweringServer(ok("m")) as server, probing(interval=30) as rig:
         base = server.endpoint()
         await rig.answered(base)
         rig.complete(server.endpoint(ready=False))
@@ -598,7 +537,7 @@ async def test_a_connection_that_would_be_idle_for_long_is_closed() -> None:
 
 async def test_an_endpoint_is_asked_directly_whatever_proxy_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    async with Server(ok("m")) as server, probing() as rig:
+    async with AnsweringServer(ok("m")) as server, probing() as rig:
         base = server.endpoint()
 
         assert await rig.answered(base) == (replace(base, owned_by="vllm", models=models("m")),)
@@ -611,7 +550,7 @@ def bearers(heads: Sequence[str]) -> list[str]:
 async def test_the_token_is_read_again_for_each_probe(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("one\n")
-    async with Server(ok("m")) as server, probing(interval=SOON, token_file=token) as rig:
+    async with AnsweringServer(ok("m")) as server, probing(interval=SOON, token_file=token) as rig:
         rig.complete(server.endpoint())
         await server.asked(1)
         token.write_text("two\n")
@@ -633,7 +572,7 @@ async def test_without_a_usable_token_nobody_is_asked(tmp_path: Path, content: s
     token = tmp_path / "token"
     if content is not None:
         token.write_text(content, "utf-8")
-    async with Server(ok("m")) as server, probing(token_file=token) as rig:
+    async with AnsweringServer(ok("m")) as server, probing(token_file=token) as rig:
         assert (await failure(rig, server.endpoint()), server.connections) == (error, 0)
 
 
@@ -671,14 +610,14 @@ async def test_https_is_spoken_with_whom_is_trusted_and_with_anybody_if_told_so(
     certificate: Path, *, trusted: bool
 ) -> None:
     how: dict[str, Any] = {"ca_file": certificate} if trusted else {"insecure_skip_verify": True}
-    async with Server(ok("m"), tls=served_with(certificate)) as server, probing(scheme="https", **how) as rig:
+    async with AnsweringServer(ok("m"), tls=served_with(certificate)) as server, probing(scheme="https", **how) as rig:
         base = server.endpoint()
 
         assert await rig.answered(base) == (replace(base, owned_by="vllm", models=models("m")),)
 
 
 async def test_https_is_not_spoken_with_a_stranger(certificate: Path) -> None:
-    async with Server(ok("m"), tls=served_with(certificate)) as server, probing(scheme="https") as rig:
+    async with AnsweringServer(ok("m"), tls=served_with(certificate)) as server, probing(scheme="https") as rig:
         error = await failure(rig, server.endpoint())
 
         assert (error, server.heads) == ("its certificate is not trusted: self-signed certificate", [])
@@ -693,7 +632,7 @@ def test_a_file_of_authorities_that_cannot_be_used_is_an_error_at_the_start(tmp_
 
 
 async def test_a_label_that_the_engine_contradicts_is_counted_and_told_once() -> None:
-    async with Server(ok("m", owned_by="SGLang")) as server, probing(interval=SOON) as rig:
+    async with AnsweringServer(ok("m", owned_by="SGLang")) as server, probing(interval=SOON) as rig:
         base = server.endpoint(labels={ENGINE_LABEL: "vLLM"})
         await rig.answered(base)
         await server.asked(3)
@@ -730,7 +669,7 @@ async def test_a_label_that_the_engine_contradicts_is_counted_and_told_once() ->
 async def test_where_one_of_them_says_nothing_or_both_the_same_there_is_no_disagreement(
     labels: dict[str, str], owned_by: str
 ) -> None:
-    async with Server(ok("m", owned_by=owned_by)) as server, probing() as rig:
+    async with AnsweringServer(ok("m", owned_by=owned_by)) as server, probing() as rig:
         await rig.answered(server.endpoint(labels=labels))
 
         assert (rig.disagreements(), rig.lines()) == (0, [])
