@@ -40,6 +40,14 @@ NOT_OURS: Final = (Reason.PATH_NOT_INTERPRETED, Reason.NOT_A_POOL, Reason.POOL_U
 """Reasons for which a request passes without having been looked at."""
 
 
+class Turn(NamedTuple):
+    """Whose turn it is to answer, and to which message; `bodiless` says that the request has no body at all."""
+
+    attachment: Attachment
+    phase: Phase = Phase.HEADERS
+    bodiless: bool = False
+
+
 class Moment(NamedTuple):
     """What differs between two requests with the same reply.
 
@@ -82,8 +90,9 @@ class Reply(msgspec.Struct, frozen=True):
         """Whether it ends the request: no upstream is contacted and no body goes on."""
         return isinstance(self.decision, Reject | Answer)
 
-    def message(self, attachment: Attachment, phase: Phase, count: int, moment: Moment) -> Spoken:
+    def message(self, turn: Turn, count: int, moment: Moment) -> Spoken:
         """The message for one request; it names up to `count` destinations."""
+        attachment, phase, _ = turn
         if attachment is Attachment.AFTER and not self.final:
             return self._corrected(phase, count, moment)
         if self.ranking is None:
@@ -141,11 +150,9 @@ class Replies:
             self.heads.clear()
         self.heads[key] = settled
 
-    def reply(self, request: InferenceRequest, attachment: Attachment, phase: Phase, *, bodiless: bool) -> Reply:
-        """The reply to a request; `bodiless` says that it has no body at all."""
-        if self.knows(request):
-            return self._kept(_essence(request), attachment, phase, bodiless)
-        return self._build(request, attachment, phase, bodiless)
+    def reply(self, request: InferenceRequest, turn: Turn) -> Reply:
+        """The reply to a request."""
+        return self._kept(_essence(request), turn) if self.knows(request) else self._build(request, turn)
 
     def knows(self, request: InferenceRequest) -> bool:
         """Whether all that the request names is known, so that few requests can differ from it."""
@@ -168,29 +175,14 @@ class Replies:
     def _rewritten(self, pool: Pool | None, model: str) -> bool:
         return pool is not None and pool in self.snapshot.rewrites and model in self.snapshot.rewrites[pool].exact
 
-    def _build(self, request: InferenceRequest, attachment: Attachment, phase: Phase, bodiless: bool) -> Reply:  # noqa: FBT001 - the cache's key is by position
-        decision = decide(request, self.snapshot, self.policy)
-        return compose(decision, request, self, attachment, phase, bodiless=bodiless)
+    def _build(self, request: InferenceRequest, turn: Turn) -> Reply:
+        return compose(decide(request, self.snapshot, self.policy), request, self, turn)
 
-    def _build_known(
-        self,
-        request: InferenceRequest,
-        attachment: Attachment,
-        phase: Phase,
-        bodiless: bool,  # noqa: FBT001
-    ) -> Reply:
-        return msgspec.structs.replace(self._build(request, attachment, phase, bodiless), known=True)
+    def _build_known(self, request: InferenceRequest, turn: Turn) -> Reply:
+        return msgspec.structs.replace(self._build(request, turn), known=True)
 
 
-def compose(  # noqa: PLR0913 - what a reply depends on
-    decision: Decision,
-    request: InferenceRequest,
-    world: Replies,
-    attachment: Attachment,
-    phase: Phase,
-    *,
-    bodiless: bool,
-) -> Reply:
+def compose(decision: Decision, request: InferenceRequest, world: Replies, turn: Turn) -> Reply:
     """How the attachment says the decision."""
     match decision:
         case Reject() as refusal:
@@ -198,33 +190,25 @@ def compose(  # noqa: PLR0913 - what a reply depends on
         case Answer() as answer:
             return Reply(answer, answer.reason, model_list(answer, request))
         case PassThrough(reason):
-            guard = None if attachment is Attachment.AFTER else ""
+            guard = None if turn.attachment is Attachment.AFTER else ""
             owner = _named(decision, request)
             metadata = said(owner, request.model, reason, 0, guard)
-            return Reply(decision, reason, _prefix(attachment, phase, metadata, request, owner, world.policy))
+            return Reply(decision, reason, _prefix(turn, metadata, request, owner, world.policy))
         case Restrict():
-            return _restricted(decision, request, world, attachment, phase, bodiless=bodiless)
+            return _restricted(decision, request, world, turn)
 
 
-def _restricted(  # noqa: PLR0913 - as above
-    decision: Restrict,
-    request: InferenceRequest,
-    world: Replies,
-    attachment: Attachment,
-    phase: Phase,
-    *,
-    bodiless: bool,
-) -> Reply:
+def _restricted(decision: Restrict, request: InferenceRequest, world: Replies, turn: Turn) -> Reply:
     policy, every = world.policy, decision.endpoints
     owner, model, reason = decision.owner, request.model[:SHOWN], decision.reason
     metadata: dict[str, object] = {}
     ranked: Sequence[Endpoint] = ()
     hint: list[str] = []
     engines: Mapping[str, frozenset[str]] = {}
-    match attachment:
+    match turn.attachment:
         case Attachment.BEFORE:
             hint = [endpoint.destination for endpoint in every if not endpoint.is_ipv6]
-            reason = Reason.HINT_IPV6 if not hint else Reason.HINT_WITHOUT_BODY if bodiless else reason
+            reason = Reason.HINT_IPV6 if not hint else Reason.HINT_WITHOUT_BODY if turn.bodiless else reason
             metadata = {names.SUBSET_NAMESPACE: {names.SUBSET: hint}} if hint else {}
             ranked = [endpoint for endpoint in every if endpoint.decodes] if policy.guard else ()
         case Attachment.AFTER:
@@ -232,14 +216,14 @@ def _restricted(  # noqa: PLR0913 - as above
             engines = candidates(world.snapshot, policy, world.pool(request), decoding=False).engines
         case Attachment.PICKER:
             ranked = every
-    if attachment is Attachment.AFTER:  # the guard stays what `before` said
+    if turn.attachment is Attachment.AFTER:  # the guard stays what `before` said
         metadata |= said(owner, model, reason, len(every), None)
     elif not ranked:  # else it stands beside the destination, see `_destination`
         metadata |= said(owner, model, reason, len(every))
     return Reply(
         decision,
         reason,
-        _prefix(attachment, phase, metadata, request, _named(decision, request), policy),
+        _prefix(turn, metadata, request, _named(decision, request), policy),
         Ranking([endpoint.destination for endpoint in ranked]) if ranked else None,
         owner,
         model,
@@ -257,19 +241,14 @@ def _named(decision: Restrict | PassThrough, request: InferenceRequest) -> str:
     return ""
 
 
-def _prefix(  # noqa: PLR0913, PLR0917 - what a message is made of
-    attachment: Attachment,
-    phase: Phase,
-    metadata: Mapping[str, object],
-    request: InferenceRequest,
-    owner: str,
-    policy: PolicyConfig,
+def _prefix(
+    turn: Turn, metadata: Mapping[str, object], request: InferenceRequest, owner: str, policy: PolicyConfig
 ) -> bytes:
     """Go on, without what only a gateway may say, and with owner and model in headers where that is asked for.
 
     (A body answer comes after the headers answer that has removed the former; before `after` the EPP has said it.)
     """
-    removes = [*names.SPOOFABLE] if phase is Phase.HEADERS and attachment is not Attachment.AFTER else []
+    removes = [*names.SPOOFABLE] if turn.phase is Phase.HEADERS and turn.attachment is not Attachment.AFTER else []
     sets: dict[str, str] = {}
     promote = policy.promote
     names_owner, names_model = promoted(request, policy)
@@ -283,8 +262,8 @@ def _prefix(  # noqa: PLR0913, PLR0917 - what a message is made of
             sets[name] = value
         else:  # what a client says there itself is not what we found
             removes.append(name)
-    reroute = phase is Phase.HEADERS and reroutes(request, policy)  # at a body it was said when it was asked for
-    return go_on(phase, metadata, sets=sets, removes=removes, reroute=reroute)
+    reroute = turn.phase is Phase.HEADERS and reroutes(request, policy)  # at a body it was said when it was asked for
+    return go_on(turn.phase, metadata, sets=sets, removes=removes, reroute=reroute)
 
 
 def _writable(value: str) -> bool:

@@ -25,7 +25,7 @@ from extproc.envoy.binding import Attachment, Binding, BodyMode, ProtocolError
 from extproc.envoy.messages import STREAM_BODY, TRAILERS, Phase, ask_body, body_frames, stripped, unchanged
 from extproc.envoy.metadata import Pick, Told, outside, read_hint, read_pick, read_served, read_told
 from extproc.envoy.pb import external_processor_pb2 as pb
-from extproc.envoy.replies import NOT_OURS, Moment, Replies, Reply, compose
+from extproc.envoy.replies import NOT_OURS, Moment, Replies, Reply, Turn, compose
 from extproc.policy.decide import asks_body, reroutes
 from extproc.policy.extract import JSON, body_format, from_body, from_filter, from_head, header_names
 from extproc.policy.pick import NO_LOADS, Correction, Loads
@@ -194,7 +194,7 @@ class Session:
         self._format = readable or JSON
         reply = None
         if readable is None or not asks_body(request, world.snapshot, world.policy):
-            reply = world.reply(request, self._binding.attachment, Phase.HEADERS, bodiless=self._bodiless)
+            reply = world.reply(request, self._turn(Phase.HEADERS))
             if readable is JSON and _strips(request, reply, world):
                 reply = None
         known = world.knows(request) and sum(len(value) for _, value in fields) <= _SHORT
@@ -267,7 +267,7 @@ class Session:
         """The answer once the body (or its prefix) is there, and the body that goes on."""
         world = self._world()
         request = from_body(request, body, world.policy, ended=ended, form=self._format)
-        reply = world.reply(request, self._binding.attachment, phase, bodiless=self._bodiless)
+        reply = world.reply(request, self._turn(phase))
         other = body
         if not self._format.boundary and _strips(request, reply, world):
             other = strip(body, world.policy.sources.body)
@@ -277,21 +277,14 @@ class Session:
     def _refuse(self, reason: Reason, message: str) -> list[bytes]:
         assert self._request is not None
         world = self._world()
-        reply = compose(
-            reject(reason, message),
-            self._request,
-            world,
-            self._binding.attachment,
-            Phase.HEADERS,
-            bodiless=self._bodiless,
-        )
+        reply = compose(reject(reason, message), self._request, world, self._turn(Phase.HEADERS))
         self._held.clear()
         return self._say(self._request, reply, Phase.HEADERS, world)
 
     def _say(self, request: InferenceRequest, reply: Reply, phase: Phase, world: Replies) -> list[bytes]:
         rotation = self._rotation() if reply.ranking else 0
         moment = Moment(rotation, self._loads(), self._pick, self._hosts)
-        spoken = reply.message(self._binding.attachment, phase, world.policy.destinations, moment)
+        spoken = reply.message(self._turn(phase), world.policy.destinations, moment)
         self.outcome = Outcome(
             request=request,
             reply=reply,
@@ -308,6 +301,9 @@ class Session:
         else:
             self._state = _State.RESPONSE if self._answering and not reply.final else _State.DONE
         return [spoken.text]
+
+    def _turn(self, phase: Phase) -> Turn:
+        return Turn(self._binding.attachment, phase, self._bodiless)
 
     def _sent(self, replies: list[bytes]) -> list[bytes]:
         """The request has left us whole: the stream may end, unless the answer comes through it."""

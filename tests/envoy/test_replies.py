@@ -12,7 +12,7 @@ from extproc.envoy.binding import Attachment
 from extproc.envoy.messages import Phase
 from extproc.envoy.metadata import Pick
 from extproc.envoy.pb import external_processor_pb2 as pb
-from extproc.envoy.replies import Moment, Replies, compose
+from extproc.envoy.replies import Moment, Replies, Turn, compose
 from extproc.policy.decide import decide
 from extproc.policy.pick import Correction, Load
 from extproc.policy.types import (
@@ -69,8 +69,8 @@ def reply(  # what a reply depends on
     moment: Moment = Moment(),  # noqa: B008 - it is a value
 ) -> pb.ProcessingResponse:
     decision = decide(request, world, policy_)
-    made = compose(decision, request, Replies(world, policy_), attachment, phase, bodiless=bodiless)
-    spoken = made.message(attachment, phase, policy_.destinations, moment)
+    made = compose(decision, request, Replies(world, policy_), Turn(attachment, phase, bodiless))
+    spoken = made.message(Turn(attachment, phase), policy_.destinations, moment)
     return pb.ProcessingResponse.FromString(spoken.text)
 
 
@@ -253,8 +253,8 @@ def test_a_refusal_is_an_openai_error(request_: InferenceRequest, expected: dict
 @pytest.mark.parametrize("phase", Phase)
 @pytest.mark.parametrize("attachment", Attachment)
 def test_every_refusal_is_the_same_everywhere(reason: Reason, attachment: Attachment, phase: Phase) -> None:
-    made = compose(reject(reason, "no"), asking(), Replies(WORLD, DEFAULT), attachment, phase, bodiless=False)
-    spoken = made.message(attachment, phase, 3, Moment(pick=Pick(TWO, (TWO,), by_epp=True)))
+    made = compose(reject(reason, "no"), asking(), Replies(WORLD, DEFAULT), Turn(attachment, phase))
+    spoken = made.message(Turn(attachment, phase), 3, Moment(pick=Pick(TWO, (TWO,), by_epp=True)))
     code = reason.value.replace("-", "_")
     retry = [("retry-after", "1")] if STATUS[reason] == 503 else []
     kind = "service_unavailable" if STATUS[reason] == 503 else "invalid_request_error"
@@ -326,7 +326,7 @@ def test_the_least_loaded_is_first_except_in_the_guard(attachment: Attachment) -
 
 
 def made(attachment: Attachment, request: InferenceRequest, world: Snapshot = WORLD, policy_: Any = DEFAULT) -> Any:
-    return Replies(world, policy_).reply(request, attachment, Phase.HEADERS, bodiless=False)
+    return Replies(world, policy_).reply(request, Turn(attachment))
 
 
 SPOKEN: dict[str, tuple[Attachment, InferenceRequest, Moment, str, Correction | None]] = {
@@ -371,14 +371,14 @@ def test_a_message_tells_what_it_names_and_what_became_of_the_pick(
     destination_: str,
     correction: Correction | None,
 ) -> None:
-    spoken = made(attachment, request_).message(attachment, Phase.HEADERS, 3, moment)
+    spoken = made(attachment, request_).message(Turn(attachment), 3, moment)
     assert (spoken.destination, spoken.correction) == (destination_, correction)
 
 
 def test_a_pick_that_changes_from_request_to_request_shares_one_reply() -> None:
     found = made(AFTER, asking("vllm", scope=BEHIND))
     picks = [Pick(one, (one,), by_epp=True) for one in (ONE, "10.0.0.3:8000", ONE)]
-    spoken = [found.message(AFTER, Phase.HEADERS, 1, Moment(number, pick=pick)) for number, pick in enumerate(picks)]
+    spoken = [found.message(Turn(AFTER), 1, Moment(number, pick=pick)) for number, pick in enumerate(picks)]
     assert [each.destination for each in spoken] == [ONE, TWO, ONE]
 
 
@@ -391,7 +391,7 @@ def test_a_reply_says_how_long_its_hint_is() -> None:
 
 def ask_all(replies: Replies, requests: list[InferenceRequest]) -> int:
     for request in requests:
-        replies.reply(request, BEFORE, Phase.HEADERS, bodiless=False)
+        replies.reply(request, Turn(BEFORE))
     return replies._kept.cache_info().currsize
 
 
@@ -429,7 +429,7 @@ def test_rewritten_names_are_kept_and_those_that_any_name_becomes_are_not() -> N
 def test_a_name_that_is_final_does_not_share_the_reply_of_one_that_is_rewritten() -> None:
     replies = Replies(REWRITTEN, DEFAULT)
     both = [asking("vllm", model="chat"), asking("vllm", model="chat", fixed_model=True)]
-    reasons = [replies.reply(each, BEFORE, Phase.HEADERS, bodiless=False).reason for each in both]
+    reasons = [replies.reply(each, Turn(BEFORE)).reason for each in both]
 
     assert reasons == [Reason.OWNER_MATCHED, Reason.MODEL_NOT_FOUND]
 
@@ -445,15 +445,15 @@ def test_unknown_models_are_not_kept_with_their_destinations_either(attachment: 
     replies_module._destination.cache_clear()
     for number in range(9):
         request = asking("vllm", model=f"unknown-{number}", scope=SCOPES[attachment])
-        found = replies.reply(request, attachment, Phase.HEADERS, bodiless=False)
-        found.message(attachment, Phase.HEADERS, 3, Moment())
+        found = replies.reply(request, Turn(attachment))
+        found.message(Turn(attachment), 3, Moment())
     assert replies_module._destination.cache_info().currsize == 0
 
 
 def test_what_a_filter_before_has_let_pass_is_not_kept() -> None:
     requests = [asking("vllm", scope=BEHIND, passed=reason) for reason in (Reason.OWNER_ANY, Reason.OWNER_UNKNOWN)]
     replies = Replies(WORLD, DEFAULT)
-    found = [replies.reply(each, AFTER, Phase.HEADERS, bodiless=False) for each in requests]
+    found = [replies.reply(each, Turn(AFTER)) for each in requests]
     assert [each.reason for each in found] == [Reason.OWNER_ANY, Reason.OWNER_UNKNOWN]
     assert replies._kept.cache_info().currsize == 0
 
@@ -462,7 +462,7 @@ def test_each_attachment_keeps_its_own_reply() -> None:
     replies = Replies(WORLD, DEFAULT)
     for attachment in (*Attachment, *Attachment):
         for phase in Phase:
-            replies.reply(asking("vllm", scope=SCOPES[attachment]), attachment, phase, bodiless=False)
+            replies.reply(asking("vllm", scope=SCOPES[attachment]), Turn(attachment, phase))
     assert replies._kept.cache_info()[:2] == (8, 8)  # hits, misses
 
 
@@ -470,13 +470,13 @@ def test_where_each_pool_is_named_a_reply_is_its_own() -> None:
     other = Pool("default", "other")
     replies = Replies(snapshot(V1, other=(V2,)), DEFAULT)
     requests = [asking("vllm", scope=Scope(pool)) for pool in (CHAT, other)]
-    decisions = [replies.reply(each, BEFORE, Phase.HEADERS, bodiless=False).decision for each in requests]
+    decisions = [replies.reply(each, Turn(BEFORE)).decision for each in requests]
     assert [each.endpoints for each in decisions if isinstance(each, Restrict)] == [(V1,), (V2,)]
 
 
 def test_without_a_pool_nothing_is_known() -> None:
     replies = Replies(Snapshot(), DEFAULT)
     request = asking("vllm", scope=Scope(union=True, promotes=True))
-    found = replies.reply(request, HEADER, Phase.HEADERS, bodiless=False)
+    found = replies.reply(request, Turn(HEADER))
     assert isinstance(found.decision, PassThrough)
     assert (found.known, replies.knows(request)) == (False, False)

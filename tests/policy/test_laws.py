@@ -12,7 +12,7 @@ from extproc.envoy.binding import Attachment
 from extproc.envoy.messages import Phase
 from extproc.envoy.metadata import Pick
 from extproc.envoy.pb import external_processor_pb2 as pb
-from extproc.envoy.replies import Moment, Replies, Reply, compose
+from extproc.envoy.replies import Moment, Replies, Reply, Turn, compose
 from extproc.policy.decide import asks_body, decide
 from extproc.policy.extract import from_body, from_head
 from extproc.policy.pick import Load
@@ -222,16 +222,16 @@ def test_a_kept_reply_equals_a_fresh_one(  # noqa: PLR0917 - what a reply depend
     request = msgspec.structs.replace(request, scope=scope)
     world = snapshot(*endpoints)
     replies = Replies(world, policy_)
-    fresh = compose(decide(request, world, policy_), request, replies, attachment, phase, bodiless=bodiless)
+    fresh = compose(decide(request, world, policy_), request, replies, Turn(attachment, phase, bodiless))
 
     def alike(reply: Reply) -> Any:
         ranked = reply.ranking.destinations if reply.ranking else None
         return msgspec.structs.replace(reply, known=False, ranking=None), ranked
 
     for _ in range(2):
-        kept = replies.reply(request, attachment, phase, bodiless=bodiless)
+        kept = replies.reply(request, Turn(attachment, phase, bodiless))
         assert alike(kept) == alike(fresh)
-        assert kept.message(attachment, phase, 3, moment) == fresh.message(attachment, phase, 3, moment)
+        assert kept.message(Turn(attachment, phase), 3, moment) == fresh.message(Turn(attachment, phase), 3, moment)
 
 
 @given(requests, pods, policies, some_picks, moments)
@@ -241,8 +241,8 @@ def test_behind_the_epp_nothing_but_what_is_eligible_is_written(
     request = msgspec.structs.replace(request, scope=SCOPES[Attachment.AFTER])
     world = snapshot(*endpoints)
     decision = decide(request, world, policy_)
-    made = Replies(world, policy_).reply(request, Attachment.AFTER, Phase.HEADERS, bodiless=False)
-    spoken = made.message(Attachment.AFTER, Phase.HEADERS, policy_.destinations, moment._replace(pick=pick))
+    made = Replies(world, policy_).reply(request, Turn(Attachment.AFTER))
+    spoken = made.message(Turn(Attachment.AFTER), policy_.destinations, moment._replace(pick=pick))
     written = [entry for entry in spoken.destination.split(",") if entry]
     if isinstance(decision, Restrict):
         eligible = {each.destination for each in decision.endpoints}
@@ -286,7 +286,7 @@ def test_a_body_that_is_not_asked_for_would_change_no_header_that_names_owner_or
     replies = Replies(world, policy_)
 
     def named(asked: InferenceRequest) -> Any:
-        reply = replies.reply(asked, Attachment.HEADER, Phase.HEADERS, bodiless=False)
+        reply = replies.reply(asked, Turn(Attachment.HEADER))
         if reply.final:
             return reply.reason
         return pb.ProcessingResponse.FromString(reply.prefix).request_headers
