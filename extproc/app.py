@@ -16,7 +16,7 @@ from extproc.discovery.file import WatchedFile, parse_endpoints
 from extproc.discovery.load import LoadConfig, LoadWatch
 from extproc.discovery.probe import Probe, ProbeConfig
 from extproc.discovery.snapshot import Coalescer, SnapshotStore
-from extproc.envoy.binding import Attachment, Binding
+from extproc.envoy.binding import Binding
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import PolicyConfig, default_policy, parse_policy
@@ -26,7 +26,7 @@ from extproc.server.admin import HttpServer, admin_app, metrics_app
 from extproc.server.extproc import ExternalProcessor
 from extproc.server.health import Health
 from extproc.server.lifecycle import Lifecycle
-from extproc.settings import Settings
+from extproc.settings import Settings, refreshed_every
 
 if TYPE_CHECKING:
     from extproc.discovery.configmap import PolicyMap
@@ -267,9 +267,7 @@ def _probing(settings: Settings) -> ProbeConfig:
 
 
 def _load_reading(settings: Settings) -> LoadConfig:
-    interval = settings.refresh_metrics_interval
-    if interval is None:  # only a picker orders endpoints by load
-        interval = 1.0 if settings.attachment is Attachment.PICKER else 0.0
+    interval = refreshed_every(settings.refresh_metrics_interval, settings.attachment)
     return LoadConfig(interval=interval, stale=settings.metrics_staleness_threshold, asking=_probing(settings))
 
 

@@ -22,7 +22,7 @@ from extproc.envoy.names import SERVICE
 from extproc.policy.config import Duration, default_policy, parse_policy
 from extproc.policy.document import DocumentError
 from extproc.policy.types import Pool, Snapshot
-from extproc.settings import ALL_NAMESPACES, Settings
+from extproc.settings import ALL_NAMESPACES, Settings, refreshed_every
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -193,10 +193,10 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
         raise click.UsageError("--endpoint-selector needs namespaces by name")
     if 0 < flags["probe_interval"] < 1:
         raise click.UsageError("--probe-interval must be 1s or longer, or 0s for never")
-    refresh = flags["refresh_metrics_interval"] or 0
+    refresh = refreshed_every(flags["refresh_metrics_interval"], Attachment(flags["attachment"]))
     if 0 < refresh < _LEAST_REFRESH:
         raise click.UsageError("--refresh-metrics-interval must be 50ms or longer, or 0s for never")
-    if flags["metrics_staleness_threshold"] < 3 * max(refresh, 1 if flags["refresh_metrics_interval"] is None else 0):
+    if flags["metrics_staleness_threshold"] < 3 * refresh:
         raise click.UsageError("--metrics-staleness-threshold must be at least three times --refresh-metrics-interval")
     if flags["probe_timeout"] <= 0:
         raise click.UsageError("--probe-timeout must be longer than nothing")

@@ -53,3 +53,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def needs_cluster(self) -> bool:
         """Whether an API server is to be asked."""
         return self.endpoints_file is None or self.config_map is not None
+
+
+def refreshed_every(interval: float | None, attachment: Attachment) -> float:
+    """How often load is asked for, 0 for never: as the flag says, else only for a picker, which orders by it."""
+    if interval is None:
+        return 1.0 if attachment is Attachment.PICKER else 0.0
+    return interval

@@ -229,7 +229,7 @@ class TestServe:
             ("--probe-timeout 0s", "--probe-timeout must be longer than nothing"),
             ("--refresh-metrics-interval 30ms", "--refresh-metrics-interval must be 50ms or longer, or 0s for never"),
             (
-                "--metrics-staleness-threshold 2s",
+                "--attachment picker --metrics-staleness-threshold 2s",
                 "--metrics-staleness-threshold must be at least three times --refresh-metrics-interval",
             ),
             (

@@ -7,8 +7,8 @@
 
 DONE ends the stream: the response does not come here. If it has begun before that (an engine may answer a request that
 is still on its way), it is handed back as it comes, from any state, and the stream is DONE at its end (RESPONSE); so is
-one that a filter before us gave. Where a picker's filter was set up to see the response's headers and nothing else of it,
-the end is left to Envoy.
+one that a filter before us gave. Where a picker's filter may be set up to see the response's headers and nothing else of
+it, the stream waits for those, or for Envoy to end it.
 
 Snapshot and policy are taken when the decision is made, not when the stream begins. The session never waits: the server
 tells it when its deadline has passed.
@@ -282,7 +282,7 @@ class Session:
         return self._say(self._request, reply, Phase.HEADERS, world)
 
     def _say(self, request: InferenceRequest, reply: Reply, phase: Phase, world: Replies) -> list[bytes]:
-        rotation = self._rotation() if reply.ranking else 0
+        rotation = reply.ranking.turn(self._rotation) if reply.ranking else 0
         moment = Moment(rotation, self._loads(), self._pick, self._hosts)
         spoken = reply.message(self._turn(phase), world.policy.destinations, moment)
         self.outcome = Outcome(

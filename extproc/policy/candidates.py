@@ -21,6 +21,11 @@ class Group(NamedTuple):
     known: int
     ready: tuple[Endpoint, ...]
 
+    @property
+    def answers(self) -> bool:
+        """Whether one of those that are ready can answer a request: prefill pods alone cannot."""
+        return any(endpoint.decodes for endpoint in self.ready)
+
 
 class _Alike:
     """Endpoints that have an owner and a list of models in common: how many there are, and which of them are ready."""

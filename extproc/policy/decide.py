@@ -180,7 +180,7 @@ def _route(
         return _owner_required(policy, steps)
     if not request.owners and not models:
         return _free(request, Reason.OWNER_ABSENT, everything, steps)
-    waiting = False
+    waiting, prefill = False, None
     for owner in request.owners or (ANY,):
         of_owner = found.group(owner)
         if owner != ANY:
@@ -188,9 +188,12 @@ def _route(
         group = found.group(owner, models)
         if models:
             steps.append(Step(f"model {', '.join(models)[:_SHOWN]}", len(of_owner.ready), len(group.ready)))
-        if group.ready:
+        if group.answers:
             return _matched(request, owner, group, everything, steps)
+        prefill = prefill or ((owner, group) if group.ready else None)
         waiting = waiting or group.known > 0
+    if prefill is not None:  # the EPP may know what to do with them
+        return _matched(request, *prefill, everything, steps)
     if waiting:
         return _not_ready(request, steps)
     return _unknown(request, models, found, policy, steps)

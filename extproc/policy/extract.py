@@ -27,6 +27,7 @@ REWRITE_HEADER = "x-llm-d-model-name-rewrite"
 """The header by which the EPP replaces the body's model (facts/epp.md 1.3): what it names is final."""
 
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_BUILT = 1_048_576
 _BOM = b"\xef\xbb\xbf"
 _JSON_TYPE = re.compile(r"application/(?:[a-z0-9!#$&^_.+-]+\+)?json")
 
@@ -260,7 +261,10 @@ def _read_whole(body: bytes, policy: PolicyConfig) -> tuple[Mapping[str, object]
     except (msgspec.MsgspecError, ValueError) as error:
         if "truncated" in str(error):
             return {}, False
-    # What the engines' own parser takes and msgspec does not: NaN, half a surrogate pair, a body that is no object.
+    # What the engines' own parser takes and msgspec does not: NaN, half a surrogate pair, a body that is no object. It builds
+    # all that it reads: a large body could cost a second and hundreds of megabytes.
+    if len(body) > _BUILT:
+        return {}, False
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):

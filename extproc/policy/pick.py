@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of the eligible endpoints, and in which order: the least loaded first, and each as often as its equals."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import islice
 from typing import Final, NamedTuple
@@ -33,6 +33,7 @@ class Ranking:
         """`destinations` in any order, each once."""
         self.destinations = tuple(destinations)
         self._members: frozenset[str] | None = None
+        self._turn: int | None = None
         self._loads: Loads = NO_LOADS
         self._tiers: tuple[tuple[str, ...], ...] = ()
         self._unknown: frozenset[str] = frozenset()
@@ -44,6 +45,15 @@ class Ranking:
         if self._members is None:
             self._members = frozenset(self.destinations)
         return self._members
+
+    def turn(self, seed: Callable[[], int]) -> int:
+        """The rotation of the next request: they count up here, and begin at `seed()`.
+
+        A counter that several rankings shared would show each of them a part of its numbers only, and a pattern among
+        the requests would be one among the endpoints.
+        """
+        self._turn = seed() if self._turn is None else self._turn + 1
+        return self._turn
 
     def take(self, rotation: int, count: int, loads: Loads = NO_LOADS, first: Collection[str] = ()) -> tuple[str, ...]:
         """`first`, then others up to `count` in all (fewer if there are fewer; `first` is never cut).

@@ -8,13 +8,14 @@ value spans is msgspec's business: it passes over one without building it, and s
 import json
 import re
 from collections.abc import Collection
+from functools import cached_property
 from typing import Final
 
 import msgspec
 
 _MOST: Final = 10_000
 """Members that are looked at: some hundredths of a second, while nothing else runs. No request has a hundred."""
-_MOST_LENIENT: Final = 1_048_576
+_BUILT: Final = 1_048_576
 """Bytes of a body that Python's own parser may be asked to read: unlike msgspec it builds what it passes over."""
 _BOM: Final = b"\xef\xbb\xbf"
 _SPACE: Final = re.compile(rb"[ \t\n\r]*")
@@ -33,13 +34,14 @@ def strip(body: bytes, names: Collection[str]) -> bytes:
     """
     if not any(name.encode(errors="replace") in body for name in names) and b"\\" not in body:
         return body  # a key can be written with escapes, and in no other way without its letters
+    walk = _Walk(body)
     cuts: list[tuple[int, int]] = []
     comma = -1  # the one after the last member that stays
-    at = _opening(body)
+    at = walk.opening()
     for _ in range(_MOST):
-        member = _member(body, at)
+        member = walk.member(at)
         if member is None:
-            closed = body.startswith(b"}", _past_space(body, at))  # after a comma: without it, it would become valid
+            closed = body.startswith(b"}", walk.past_space(at))  # after a comma: without it, it would become valid
             return body if closed else _without(body, cuts)
         start, key, value_end, at = member
         last = body[at - 1 : at] == b"}"
@@ -64,58 +66,65 @@ def _without(body: bytes, cuts: list[tuple[int, int]]) -> bytes:
     return b"".join(body[start:end] for start, end in zip(starts, ends, strict=True))
 
 
-def _opening(body: bytes) -> int:
-    """Where the object's first member may begin; the end of a body that is none."""
-    at = _past_space(body, len(_BOM) if body.startswith(_BOM) else 0)
-    return at + 1 if body.startswith(b"{", at) else len(body)
+class _Walk:
+    """A way through a body from member to member; places are offsets in bytes."""
 
+    def __init__(self, body: bytes) -> None:
+        self._body = body
 
-def _member(body: bytes, at: int) -> tuple[int, str, int, int] | None:
-    """The member at `at`, None if it is cut or is not understood.
+    @cached_property
+    def _text(self) -> str:
+        """The body for Python's own parser, a character a byte so that places stay what they are."""
+        return self._body.decode("latin-1")
 
-    Where it starts, its key, where its value ends, and the place behind its comma or behind the closing brace.
-    """
-    start = _past_space(body, at)
-    colon = _end(body, start) if body.startswith(b'"', start) else -1
-    if colon < 0 or not body.startswith(b":", colon):
-        return None
-    try:
-        key = json.loads(body[start:colon])
-    except ValueError:
-        return None
-    follows = _end(body, colon + 1)
-    if follows < 0 or not body.startswith((b",", b"}"), follows):
-        return None
-    value_end = follows
-    while body[value_end - 1] in b" \t\n\r":
-        value_end -= 1
-    return start, key, value_end, follows + 1
+    def opening(self) -> int:
+        """Where the object's first member may begin; the end of a body that is none."""
+        at = self.past_space(len(_BOM) if self._body.startswith(_BOM) else 0)
+        return at + 1 if self._body.startswith(b"{", at) else len(self._body)
 
+    def member(self, at: int) -> tuple[int, str, int, int] | None:
+        """The member at `at`, None if it is cut or is not understood.
 
-def _end(body: bytes, at: int) -> int:
-    """Where what follows the value at `at` begins, white space left out; -1 if nothing does or the value is none."""
-    try:
-        _SKIP(memoryview(body)[at:])
-    except RecursionError:
-        return -1
-    except msgspec.DecodeError as error:
-        if found := _FOLLOWS.search(str(error)):
-            return at + int(found[1]) - 1  # it counts the byte that is too much
-        if "truncated" in str(error):
+        Where it starts, its key, where its value ends, and the place behind its comma or behind the closing brace.
+        """
+        start, body = self.past_space(at), self._body
+        colon = self._end(start) if body.startswith(b'"', start) else -1
+        if colon < 0 or not body.startswith(b":", colon):
+            return None
+        try:
+            key = json.loads(body[start:colon])
+        except ValueError:
+            return None
+        follows = self._end(colon + 1)
+        if follows < 0 or not body.startswith((b",", b"}"), follows):
+            return None
+        value_end = follows
+        while body[value_end - 1] in b" \t\n\r":
+            value_end -= 1
+        return start, key, value_end, follows + 1
+
+    def past_space(self, at: int) -> int:
+        """Where what is no white space begins."""
+        found = _SPACE.match(self._body, at)
+        assert found is not None
+        return found.end()
+
+    def _end(self, at: int) -> int:
+        """Where what follows the value at `at` begins, white space left out; -1 if nothing does or the value is none."""
+        try:
+            _SKIP(memoryview(self._body)[at:])
+        except RecursionError:
             return -1
-    else:
-        return -1  # the body ends with it
-    if len(body) > _MOST_LENIENT:
-        return -1
-    # What the engines' own parser takes and msgspec does not: NaN. A character a byte, so that places stay what they are.
-    try:
-        _, length = _LENIENT(body[_past_space(body, at) :].decode("latin-1"))
-    except (ValueError, RecursionError):
-        return -1
-    return _past_space(body, _past_space(body, at) + length)
-
-
-def _past_space(body: bytes, at: int) -> int:
-    found = _SPACE.match(body, at)
-    assert found is not None
-    return found.end()
+        except msgspec.DecodeError as error:
+            if found := _FOLLOWS.search(str(error)):
+                return at + int(found[1]) - 1  # it counts the byte that is too much
+            if "truncated" in str(error) or len(self._body) > _BUILT:
+                return -1
+        else:
+            return -1  # the body ends with it
+        # What the engines' own parser takes and msgspec does not: NaN, half a surrogate pair.
+        try:
+            _, end = _LENIENT(self._text, self.past_space(at))
+        except (ValueError, RecursionError):
+            return -1
+        return self.past_space(end)

@@ -7,8 +7,9 @@ A scenario puts an Envoy on a stage, sends requests through it, and counts what 
 import asyncio
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import h11
 import msgspec
@@ -28,21 +29,21 @@ _SEEN = 1_048_576
 @dataclass
 class Tally:
     """Of `requests`: those that another engine answered, those whose body or answer did not arrive as it was sent (cut, as
-    a rule; or twice), those without a 2xx."""
+    a rule; or twice), those without a 2xx, by status."""
 
     requests: int = 0
     wrong_engine: int = 0
     changed: int = 0
-    failed: int = 0
+    failed: Counter[int] = field(default_factory=Counter)
 
     @property
     def verdict(self) -> str:
-        """In a word: `holds`, or the worst that happened."""
+        """In a word: `holds`, or the worst that happened, or the statuses that came instead."""
         if self.changed:
             return "changes bodies"
         if self.wrong_engine:
             return "leaks"
-        return "fails" if self.failed else "holds"
+        return ", ".join(map(str, sorted(self.failed))) or "holds"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ async def send_all(port: int, everything: Iterable[Sent]) -> Tally:
                 tally.changed += 1
                 return
             if not 200 <= answer.status < 300:
-                tally.failed += 1
+                tally.failed[answer.status] += 1
                 return
             tally.wrong_engine += not answer.headers["x-served-by"].startswith(sent.owner)
             digest = hashlib.sha256(sent.request.body or b"").hexdigest()

@@ -343,3 +343,9 @@ def test_what_is_not_expected_is_refused_and_changes_nothing(messages: list[pb.P
     with pytest.raises(ProtocolError):
         run.receive(messages[-1])
     assert (run.done, run.outcome, run.deadline) == then
+
+
+def test_a_preference_for_pods_that_only_prefill_goes_on_to_one_that_answers() -> None:
+    world = snapshot(endpoint(1, "sglang", None, role="prefill"), endpoint(2, "vllm", None))
+    play = Playbook(session(world=world)) >> headers(("x-owned-by", "sglang, vllm"))
+    play << [goes_on(before("vllm", "", V2))]

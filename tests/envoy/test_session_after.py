@@ -249,7 +249,7 @@ def test_requests_that_differ_in_what_was_told_alone_are_told_apart() -> None:
         run = Session(Binding(AFTER, CHAT), lambda: replies, lambda: 0)
         run.receive(headers(metadata=said(owner, "", "owner-matched", 1)))
         found.append(corrected(run)[0])
-    assert found == [V1, S4, V1]
+    assert found == [V1, S4, V2]
 
 
 UNHINTED = ["hint-ipv6", "hint-without-body"]

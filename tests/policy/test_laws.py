@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import msgspec
-from hypothesis import assume, example, given
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from extproc.envoy.binding import Attachment
@@ -108,6 +108,7 @@ def test_the_order_of_the_endpoints_changes_nothing_but_the_order(
     assert as_a_set(first) == as_a_set(second)
 
 
+@settings(suppress_health_check=[HealthCheck.filter_too_much])  # few of what is drawn come to an owner
 @given(requests, pods, models, st.booleans())
 def test_an_endpoint_of_another_owner_changes_nothing_for_an_owner(
     request: InferenceRequest,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The order in which equally eligible endpoints are taken, and what becomes of a pick."""
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 
@@ -222,3 +223,10 @@ PICKS: dict[str, tuple[str, str, str, Correction]] = {
 @pytest.mark.parametrize(("pick", "eligible", "kept", "correction"), PICKS.values(), ids=PICKS)
 def test_of_a_pick_stays_what_is_eligible(pick: str, eligible: str, kept: str, correction: Correction) -> None:
     assert correct(tuple(pick), frozenset(eligible)) == (tuple(kept), correction)
+
+
+def test_a_ranking_counts_its_own_turns_from_where_it_began() -> None:
+    shared = itertools.count(5).__next__
+    one, other = Ranking(["a", "b"]), Ranking(["c", "d"])
+
+    assert [(one.turn(shared), other.turn(shared)) for _ in range(3)] == [(5, 6), (6, 7), (7, 8)]
