@@ -148,15 +148,20 @@ def destination(value: str) -> dict[str, Any]:
     return {"envoy.lb": {"x-gateway-destination-endpoint": value}}
 
 
+def attempts(*to: str, count: int = 3) -> str:
+    """A destination that we write: these, from the beginning again until each of Envoy's attempts has one."""
+    return ",".join(to[at % len(to)] for at in range(max(count, len(to)))) if to else ""
+
+
 def before(owner: str, model: str, *to: str, reason: str = "owner-matched") -> dict[str, Any]:
-    """The metadata of `before`: the hint, the guard that says the same, our namespace."""
-    guard = ",".join(to)
+    """The metadata of `before`: the hint, the guard that says the same for each attempt, our namespace."""
+    guard = attempts(*to)
     return hint(*to) | destination(guard) | said(owner, model, reason, len(to), guard)
 
 
 def picked(owner: str, model: str, *to: str, reason: str = "owner-matched") -> dict[str, Any]:
     """The metadata of `picker`: the destination and our namespace."""
-    return destination(",".join(to)) | said(owner, model, reason, len(to))
+    return destination(attempts(*to)) | said(owner, model, reason, len(to))
 
 
 def goes_on(

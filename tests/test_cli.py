@@ -25,7 +25,7 @@ model        m
 body read    yes
 owner        sglang
 endpoints    127.0.0.1:8002
-destination  127.0.0.1:8002
+destination  127.0.0.1:8002,127.0.0.1:8002,127.0.0.1:8002
 steps        filter                            eligible before -> after
              pool default/chat                 2 -> 2
              owner sglang                      2 -> 1
@@ -48,8 +48,9 @@ body read    yes
 owner        sglang
 endpoints    127.0.0.1:8002
 """
-DESTINATION = "destination  127.0.0.1:8002\n"
-HEADERS_SET = "headers set  x-gateway-destination-endpoint: 127.0.0.1:8002\n"
+ATTEMPTS = ",".join(["127.0.0.1:8002"] * 3)
+DESTINATION = f"destination  {ATTEMPTS}\n"
+HEADERS_SET = f"headers set  x-gateway-destination-endpoint: {ATTEMPTS}\n"
 BY_ATTACHMENT = {
     "before": ([], DESTINATION),
     "after": (["--pick", "127.0.0.1:8001"], f"{DESTINATION}EPP's pick   rewritten\n{HEADERS_SET}"),
@@ -143,7 +144,7 @@ class TestExplain:
         code, output = run("explain", "--endpoints-file", "endpoints.yaml", *arguments)
         found = msgspec.json.decode(output)
 
-        assert (code, found["correction"], found["destination"]) == (0, correction, "127.0.0.1:8002")
+        assert (code, found["correction"], found["destination"]) == (0, correction, ",".join(["127.0.0.1:8002"] * 3))
 
     def test_it_shows_the_body_that_the_engine_gets(self, folder: Path) -> None:
         (folder / "policy.yaml").write_text(POLICY + "body: {strip: true}\n")

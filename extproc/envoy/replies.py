@@ -18,8 +18,8 @@ from extproc.envoy.messages import Phase, go_on
 from extproc.envoy.metadata import SHOWN, Pick, host, said, split
 from extproc.policy.candidates import candidates
 from extproc.policy.config import PolicyConfig
-from extproc.policy.decide import decide, promoted, reroutes
-from extproc.policy.pick import NO_LOADS, Correction, Loads, Ranking, correct
+from extproc.policy.decide import decide, lists_models, promoted, reroutes
+from extproc.policy.pick import NO_LOADS, Correction, Loads, Ranking, correct, filled
 from extproc.policy.types import (
     ANY,
     Answer,
@@ -99,7 +99,7 @@ class Reply(msgspec.Struct, frozen=True):
             return Spoken(self.prefix)
         # The guard is for an EPP that is not there, who would have known the load: it is spread, not ranked.
         loads = moment.loads if attachment is Attachment.PICKER else NO_LOADS
-        value = ",".join(self.ranking.take(moment.rotation, count, loads))
+        value = ",".join(filled(self.ranking.take(moment.rotation, count, loads), count))
         chosen = isinstance(self.decision, Restrict) and len(self.decision.endpoints)
         build = _destination if self.known else _destination.__wrapped__
         return Spoken(self.prefix + build(attachment, phase, value, self.owner, self.model, self.reason, chosen), value)
@@ -118,7 +118,7 @@ class Reply(msgspec.Struct, frozen=True):
             gone: tuple[str, ...] = ()
             if chosen[0] not in pick.members[:1]:
                 gone = tuple(name for name, value in moment.hosts.items() if self._foreign(name, value, chosen[0]))
-            text = ",".join(chosen)
+            text = ",".join(filled(chosen, count))
             change = _overwritten(phase, text, text, gone)
         return Spoken(self.prefix + change, text, correction if pick.by_epp else Correction.BYPASSED)
 
@@ -156,7 +156,7 @@ class Replies:
 
     def knows(self, request: InferenceRequest) -> bool:
         """Whether all that the request names is known, so that few requests can differ from it."""
-        if request.malformed or request.truncated or request.passed or request.method in ("GET", "HEAD"):
+        if request.malformed or request.truncated or request.passed or lists_models(request):
             return False
         scope, pool = request.scope, self.pool(request)
         if (pool and pool not in self.snapshot.endpoints) or not self.snapshot.pools:

@@ -5,7 +5,7 @@
     HEAD --decided--------------------> DONE           HEAD --decided--> ECHO --end--> DONE
     HEAD --asks for the body--> BODY -> DONE           HEAD --undecided-> HOLD --decided--> ECHO
 
-DONE ends the stream: the response does not come here. If it has begun before that (an engine may answer a request that
+DONE ends the stream: the response does not come here. If it has begun before that (an engine may refuse a request that
 is still on its way), it is handed back as it comes, from any state, and the stream is DONE at its end (RESPONSE); so is
 one that a filter before us gave. Where a picker's filter may be set up to see the response's headers and nothing else of
 it, the stream waits for those, or for Envoy to end it.
@@ -114,6 +114,20 @@ class Session:
         return self._state is _State.DONE
 
     @property
+    def whole_answer(self) -> bool:
+        """Whether the answer would come through us, too, if the stream did not end before it."""
+        return self._whole_answer
+
+    @property
+    def asked(self) -> bool:
+        """Whether a request has come, or what is asked of it is still to come."""
+        return self._request is not None
+
+    def reopen(self) -> None:
+        """The answer has begun to come although the request was only about to leave us whole: the stream goes on."""
+        self._answering, self._state = True, _State.RESPONSE
+
+    @property
     def _echoing(self) -> bool:
         return self._state is _State.ECHO
 
@@ -214,7 +228,8 @@ class Session:
         metadata = message.metadata_context
         self._told = read_told(metadata)
         self._pick = read_pick(metadata, header)
-        self._outside = outside(self._pick, read_hint(metadata))
+        # Without a body the EPP picks at random, whatever it is told.
+        self._outside = not self._bodiless and outside(self._pick, read_hint(metadata))
         self._hosts = said
 
     def _fields(self, received: pb.HttpHeaders, wanted: frozenset[str]) -> Fields:

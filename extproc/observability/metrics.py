@@ -34,6 +34,11 @@ class Metrics:
         self.stream_errors = Counter(
             "owned_by_stream_errors", "Streams aborted by us, by cause.", ("cause",), registry=registry
         )
+        self.undecided = Counter(
+            "owned_by_undecided_streams",
+            "Streams that ended before they were decided: the client left, or the gateway did not send what was asked for.",
+            registry=registry,
+        )
         self.truncated = Counter(
             "owned_by_truncated_bodies", "Bodies of which only a prefix was seen.", registry=registry
         )

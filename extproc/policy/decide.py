@@ -48,7 +48,7 @@ def decide(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfig) 
         return _free(request, Reason.PATH_NOT_INTERPRETED, everything, steps)
     if (malformed := _malformed(request, steps)) is not None:
         return malformed
-    if _lists_models(request) and (listing := _models(request, found, policy, steps)) is not None:
+    if lists_models(request) and (listing := _models(request, found, policy, steps)) is not None:
         return listing
     if (refused := _truncated(request, found, policy, steps)) is not None:
         return refused
@@ -82,7 +82,7 @@ def asks_body(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfi
     unnamed_model = not request.fixed_model and not request.header_model
     if isinstance(pool, PassThrough):
         return (names_owner and unnamed_owner) or (names_model and unnamed_model)
-    if _lists_models(request):
+    if lists_models(request):
         return False
     if unnamed_owner:
         return True
@@ -276,7 +276,7 @@ def _wanted(request: InferenceRequest) -> str:
     return " with ".join(part for part in (who, model) if part) or "the pool"
 
 
-def _lists_models(request: InferenceRequest) -> bool:
+def lists_models(request: InferenceRequest) -> bool:
     """Whether it asks for `/v1/models` or one of them."""
     return request.method in ("GET", "HEAD") and (request.path + "/").startswith(_MODELS + "/")
 

@@ -21,6 +21,8 @@ from extproc.policy.form import boundary, read_form
 from extproc.policy.types import ANY, InferenceRequest, Malformed, Reason, Scope
 
 MAX_OWNERS = 8
+_LONGEST = 4096
+"""More characters, or entries of a list, than any order of preference has."""
 _SHORT = 128
 """Texts up to this length are remembered: what a client can make us keep stays small."""
 REWRITE_HEADER = "x-llm-d-model-name-rewrite"
@@ -28,6 +30,8 @@ REWRITE_HEADER = "x-llm-d-model-name-rewrite"
 
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _BUILT = 1_048_576
+_ESCAPES = 16
+"""Bytes of the end of a body in which two escapes have a place."""
 _BOM = b"\xef\xbb\xbf"
 _JSON_TYPE = re.compile(r"application/(?:[a-z0-9!#$&^_.+-]+\+)?json")
 
@@ -197,6 +201,8 @@ def _agreed(lines: Sequence[str], name: str, policy: PolicyConfig) -> tuple[str,
 
 def _line(line: str, name: str, policy: PolicyConfig) -> tuple[str, ...]:
     """The owners of one header line, query value or text in a body; short ones, which repeat, are read once."""
+    if len(line) > _LONGEST:  # before it is taken apart
+        raise _MalformedError(Malformed(name, f"`{name}` is longer than {_LONGEST} characters"))
     return (_short_line if len(line) <= _SHORT else _short_line.__wrapped__)(line, name, policy)
 
 
@@ -214,6 +220,8 @@ def _short_path(path: str, policy: PolicyConfig) -> bool:
 def _body_owners(value: object, name: str, policy: PolicyConfig) -> tuple[str, ...]:
     if value is None:
         return ()
+    if isinstance(value, list) and len(value) > _LONGEST:
+        raise _MalformedError(Malformed(name, f"`{name}` names more than {MAX_OWNERS} owners"))
     if isinstance(value, str):
         return _line(value, name, policy)
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
@@ -259,7 +267,8 @@ def _read_whole(body: bytes, policy: PolicyConfig) -> tuple[Mapping[str, object]
     except RecursionError:
         return {}, False
     except (msgspec.MsgspecError, ValueError) as error:
-        if "truncated" in str(error):
+        # It also says so of half a surrogate pair with less than another escape behind it.
+        if "truncated" in str(error) and b"\\ud" not in body[-_ESCAPES:].lower():
             return {}, False
     # What the engines' own parser takes and msgspec does not: NaN, half a surrogate pair, a body that is no object. It builds
     # all that it reads: a large body could cost a second and hundreds of megabytes.

@@ -3,7 +3,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
-from itertools import islice
+from itertools import cycle, islice
 from typing import Final, NamedTuple
 
 
@@ -101,6 +101,14 @@ class Ranking:
         self._tiers = tuple(tuple(tiers[key]) for key in sorted(tiers))
         self._unknown = frozenset(unknown)
         self._known_before = known_before
+
+
+def filled(chosen: Sequence[str], count: int) -> tuple[str, ...]:
+    """The same, from the beginning again and again until there are `count`: one for each attempt that Envoy makes.
+
+    Behind the last one it would try any pod of the pool (facts/envoy.md 4.1).
+    """
+    return (*chosen, *islice(cycle(chosen), max(0, count - len(chosen))))
 
 
 class Correction(StrEnum):

@@ -30,6 +30,12 @@ LONG_HINT = 200
 _NOTHING = b""
 """What is returned where nobody is there any more to receive it."""
 
+_FEW = 2
+"""The headers answer and one frame: what is longer is so long on its way that an engine may refuse it before its end."""
+_PATIENCE = 0.02
+"""Seconds for which such an answer is waited for before the end of a long body is handed on: little beside
+what an engine needs to read one."""
+
 Context = grpc.aio.ServicerContext[pb.ProcessingRequest, bytes]
 
 
@@ -100,24 +106,21 @@ class ExternalProcessor:
     async def _process(self, context: Context) -> bytes:
         binding = self._binding.with_metadata(context.invocation_metadata() or ())
         session = Session(binding, self.world, self._rotation, self._loads)
+        try:
+            return await self._converse(session, _Stream(context, session))
+        finally:
+            if session.asked and session.outcome is None:
+                self._metrics.undecided.inc()
+
+    async def _converse(self, session: Session, stream: "_Stream") -> bytes:
         spent = 0.0
         told = False
-        expires = 0.0  # one deadline for the whole body: a client that sends byte by byte must not move it
-        while True:
-            message: Any  # the stubs do not know that a read can give EOF
-            if (seconds := session.deadline) is None:
-                message = await context.read()
-            else:
-                expires = expires or asyncio.get_running_loop().time() + seconds
-                message = await self._read(context, expires)
-            if message is grpc.aio.EOF:
-                return _NOTHING
+        while (message := await stream.read()) is not grpc.aio.EOF:
             started = perf_counter()
             replies = session.receive(message) if message is not None else session.expire()
             spent += perf_counter() - started
             last = replies.pop() if session.done else None
-            for reply in replies:
-                await context.write(reply)
+            await stream.write(replies, ends=last is not None)
             if not told and session.outcome is not None:
                 told = True
                 self._tell(session.outcome, spent)
@@ -125,15 +128,11 @@ class ExternalProcessor:
                 self._metrics.served.labels(_served(session)).inc()
                 session.served = ""
             if last is not None:
-                return last
-
-    async def _read(self, context: Context, expires: float) -> Any:
-        """Envoy's next message, grpc.aio.EOF, or None when it has not come in time."""
-        try:
-            async with asyncio.timeout_at(expires):
-                return await context.read()
-        except TimeoutError:
-            return None
+                if stream.early is None:
+                    return last
+                session.reopen()
+                await stream.write([last], ends=False)
+        return _NOTHING
 
     def _tell(self, outcome: Outcome, spent: float) -> None:
         """Count and log a decision."""
@@ -178,6 +177,49 @@ class ExternalProcessor:
             self._logger.warning(
                 "long hint", entries=entries, advice="a pool per engine and the `header` attachment keep hints short"
             )
+
+
+class _Stream:
+    """A stream's two directions; `early` is a message that came while its last answers were written."""
+
+    def __init__(self, context: Context, session: Session) -> None:
+        self.early: Any = None  # the stubs do not know that a read can give EOF
+        self._context = context
+        self._session = session
+        self._expires = 0.0  # one deadline for the whole body: a client that sends byte by byte must not move it
+
+    async def read(self) -> Any:
+        """Envoy's next message, grpc.aio.EOF, or None when it has not come in time."""
+        if self.early is not None:
+            message, self.early = self.early, None
+            return message
+        if (seconds := self._session.deadline) is None:
+            return await self._context.read()
+        self._expires = self._expires or asyncio.get_running_loop().time() + seconds
+        try:
+            async with asyncio.timeout_at(self._expires):
+                return await self._context.read()
+        except TimeoutError:
+            return None
+
+    async def write(self, replies: list[bytes], *, ends: bool) -> None:
+        """Write answers; if the stream then `ends`, see whether Envoy says something meanwhile.
+
+        What it says then is that the engine has answered a request that is still on its way to it, with a 401 or a 413.
+        Ending our stream would cut that answer's body, which is on its way to us.
+        """
+        reading = None
+        if ends and replies and self._session.whole_answer:
+            reading = asyncio.ensure_future(self._context.read())
+        for reply in replies:
+            await self._context.write(reply)
+        if reading is None:
+            return
+        if len(replies) > _FEW:
+            await asyncio.wait({reading}, timeout=_PATIENCE)
+        if reading.done():
+            self.early = reading.result()
+        reading.cancel()
 
 
 def _served(session: Session) -> str:

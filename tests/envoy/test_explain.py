@@ -11,7 +11,7 @@ from extproc.envoy.binding import Attachment, Binding, BodyMode
 from extproc.envoy.explain import Explanation, HttpRequest, explain
 from extproc.policy.config import PolicyConfig
 from extproc.policy.types import Snapshot, Step
-from tests.builders import CHAT, DEFAULT, DEST, PLAIN, endpoint, policy, snapshot
+from tests.builders import CHAT, DEFAULT, DEST, PLAIN, attempts, endpoint, policy, snapshot
 
 BEFORE, AFTER, PICKER, HEADER = Attachment.BEFORE, Attachment.AFTER, Attachment.PICKER, Attachment.HEADER
 V1, V2, S1 = "10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.3:8000"
@@ -41,7 +41,7 @@ WHOLE = Explanation(
     model="",
     owner="vllm",
     endpoints=(V1, V2),
-    destination=f"{V1},{V2}",
+    destination=attempts(V1, V2),
     correction="",
     headers={},
     status=0,
@@ -50,8 +50,8 @@ WHOLE = Explanation(
 )
 BY_ATTACHMENT: dict[Attachment, dict[str, Any]] = {
     BEFORE: {},
-    AFTER: {"correction": "narrowed", "destination": f"{V2},{V1}", "headers": {DEST: f"{V2},{V1}"}},
-    PICKER: {"headers": {DEST: f"{V1},{V2}"}},
+    AFTER: {"correction": "narrowed", "destination": attempts(V2, V1), "headers": {DEST: attempts(V2, V1)}},
+    PICKER: {"headers": {DEST: attempts(V1, V2)}},
     HEADER: {"destination": "", "headers": {"x-owned-by": "vllm"}},
 }
 
@@ -70,10 +70,10 @@ def test_a_body_that_streams_is_told_alike(attachment: Attachment) -> None:
 
 
 PICKS: dict[str, tuple[str, str, str]] = {
-    "kept": (V2, f"{V2},{V1}", "kept"),
-    "narrowed": (f"{S1},{V2}", f"{V2},{V1}", "narrowed"),
-    "rewritten": (S1, f"{V1},{V2}", "rewritten"),
-    "none": ("", f"{V1},{V2}", "epp-bypassed"),
+    "kept": (V2, attempts(V2, V1), "kept"),
+    "narrowed": (f"{S1},{V2}", attempts(V2, V1), "narrowed"),
+    "rewritten": (S1, attempts(V1, V2), "rewritten"),
+    "none": ("", attempts(V1, V2), "epp-bypassed"),
 }
 
 
@@ -90,7 +90,10 @@ def test_a_pick_that_passes_is_told() -> None:
 
 
 CLUSTERS: dict[str, tuple[str, tuple[str, str, str]]] = {
-    "a pool's": ("outbound|54321||chat-ip-31e06f7d.default.svc.cluster.local", ("restrict", "hint-without-body", V1)),
+    "a pool's": (
+        "outbound|54321||chat-ip-31e06f7d.default.svc.cluster.local",
+        ("restrict", "hint-without-body", attempts(V1)),
+    ),
     "no pool's": ("outbound|80||web.default.svc.cluster.local", ("passthrough", "not-a-pool", "")),
     "an unknown pool's": ("outbound|54321||chat-ip-31e06f7d.prod.svc.cluster.local", ("reject", "pool-unknown", "")),
     "nothing": ("", ("passthrough", "pool-unknown", "")),
@@ -139,9 +142,9 @@ def test_facts_are_what_is_worth_a_line() -> None:
         ("body read", "yes"),
         ("owner", "vllm"),
         ("endpoints", f"{V1}, {V2}"),
-        ("destination", f"{V2},{V1}"),
+        ("destination", attempts(V2, V1)),
         ("EPP's pick", "narrowed"),
-        ("headers set", f"{DEST}: {V2},{V1}"),
+        ("headers set", f"{DEST}: {attempts(V2, V1)}"),
     ]
 
 

@@ -33,6 +33,7 @@ from tests.builders import (
     DEST,
     LLAMA,
     SPOOFABLE,
+    attempts,
     before,
     body_goes_on,
     destination,
@@ -79,7 +80,7 @@ BEHIND = Scope(CHAT, destination=True, chosen=True)
 FRONT = Scope(CHAT, union=True, promotes=True)
 SCOPES = {BEFORE: Scope(CHAT), AFTER: BEHIND, PICKER: TO, HEADER: FRONT}
 ONE, TWO = "10.0.0.1:8000", "10.0.0.2:8000"
-BOTH = f"{ONE},{TWO}"
+BOTH, TURNED = attempts(ONE, TWO), attempts(TWO, ONE)
 BUILD = {Phase.HEADERS: goes_on, Phase.BODY: body_goes_on}
 
 
@@ -155,7 +156,8 @@ def test_no_more_destinations_than_the_policy_says() -> None:
 def test_the_guard_names_only_who_decodes() -> None:
     prefill = endpoint(4, "vllm", role="prefill")
     message = reply(asking("vllm"), world=snapshot(V1, prefill))
-    expected = goes_on(hint(ONE, "10.0.0.4:8000") | destination(ONE) | said("vllm", "", "owner-matched", 2, ONE))
+    guard = attempts(ONE)
+    expected = goes_on(hint(ONE, "10.0.0.4:8000") | destination(guard) | said("vllm", "", "owner-matched", 2, guard))
     assert message == expected
 
 
@@ -165,19 +167,20 @@ def test_where_nobody_decodes_there_is_no_guard() -> None:
 
 
 def test_ipv6_endpoints_are_guarded_but_not_hinted() -> None:
-    expected = goes_on(destination("[fd00::6]:8000") | said("v6", "", "hint-ipv6", 1, "[fd00::6]:8000"))
+    guard = attempts("[fd00::6]:8000")
+    expected = goes_on(destination(guard) | said("v6", "", "hint-ipv6", 1, guard))
     assert reply(asking("v6"), world=snapshot(V6)) == expected
 
 
 def test_of_both_families_only_ipv4_is_hinted() -> None:
     message = reply(asking("vllm"), world=snapshot(V1, endpoint(6, "vllm", address="fd00::6")))
-    guard = f"{ONE},[fd00::6]:8000"
+    guard = attempts(ONE, "[fd00::6]:8000")
     assert message == goes_on(hint(ONE) | destination(guard) | said("vllm", "", "owner-matched", 2, guard))
 
 
 def test_picker_names_ipv6_in_brackets() -> None:
     message = reply(asking("v6", scope=TO), world=snapshot(V6), attachment=PICKER)
-    assert message.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] == "[fd00::6]:8000"
+    assert message.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] == attempts("[fd00::6]:8000")
 
 
 def test_a_hint_without_a_body_says_so() -> None:
@@ -315,7 +318,7 @@ def test_the_rotation_is_even_over_the_endpoints(attachment: Attachment) -> None
 
 
 LOADED = Moment(loads={ONE: Load(3, 0.0), TWO: Load(0, 0.9)})
-RANKED = {BEFORE: BOTH, AFTER: f"{TWO},{ONE}", PICKER: f"{TWO},{ONE}"}
+RANKED = {BEFORE: BOTH, AFTER: TURNED, PICKER: TURNED}
 
 
 @pytest.mark.parametrize("attachment", RANKED)
@@ -334,22 +337,22 @@ SPOKEN: dict[str, tuple[Attachment, InferenceRequest, Moment, str, Correction | 
     "before": (BEFORE, asking("vllm"), Moment(), BOTH, None),
     "before, passing": (BEFORE, asking(), Moment(), "", None),
     "header": (HEADER, asking("vllm", scope=FRONT), Moment(), "", None),
-    "picker": (PICKER, asking("vllm", scope=TO), Moment(1), f"{TWO},{ONE}", None),
+    "picker": (PICKER, asking("vllm", scope=TO), Moment(1), TURNED, None),
     "after, a pick": (
         AFTER,
         asking("vllm", scope=BEHIND),
         Moment(pick=Pick(TWO, (TWO,), by_epp=True)),
-        f"{TWO},{ONE}",
+        TURNED,
         Correction.KEPT,
     ),
     "after, the guard": (
         AFTER,
         asking("vllm", scope=BEHIND),
         Moment(pick=Pick(TWO, (TWO,))),
-        f"{TWO},{ONE}",
+        TURNED,
         Correction.BYPASSED,
     ),
-    "after, no pick": (AFTER, asking("vllm", scope=BEHIND), Moment(1), f"{TWO},{ONE}", Correction.BYPASSED),
+    "after, no pick": (AFTER, asking("vllm", scope=BEHIND), Moment(1), TURNED, Correction.BYPASSED),
     "after, passing": (
         AFTER,
         asking(scope=BEHIND),
@@ -435,7 +438,7 @@ def test_a_name_that_is_final_does_not_share_the_reply_of_one_that_is_rewritten(
 
 
 def test_requests_that_differ_in_what_does_not_matter_share_a_reply() -> None:
-    requests = [asking("vllm", path=f"/v1/{n}", method=method) for n in range(3) for method in ("POST", "PUT")]
+    requests = [asking("vllm", path=f"/v1/{n}", method=method) for n in range(3) for method in ("POST", "GET", "HEAD")]
     assert ask_all(Replies(WORLD, DEFAULT), requests) == 1
 
 

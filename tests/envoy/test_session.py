@@ -4,6 +4,7 @@
 import hashlib
 import itertools
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from tests.builders import (
     Playbook,
     answer_headers,
     asks,
+    attempts,
     before,
     body,
     body_goes_on,
@@ -67,7 +69,7 @@ def test_before_decides_at_the_headers_when_they_suffice(mode: Any) -> None:
 
 
 def test_picker_decides_at_the_headers_when_they_suffice() -> None:
-    expected = goes_on(picked("sglang", "", S1), sets={DEST: S1})
+    expected = goes_on(picked("sglang", "", S1), sets={DEST: attempts(S1)})
     play = Playbook(session(PICKER)) >> headers(SGLANG, mode=NONE) << [expected]
     assert play.session.done
 
@@ -94,7 +96,7 @@ def test_before_decides_at_the_body_that_it_asked_for() -> None:
 
 def test_picker_decides_at_the_body_that_it_asked_for() -> None:
     play = Playbook(session(PICKER)) >> headers() << [asks()]
-    expected = body_goes_on(picked("sglang", LLAMA, S1), sets={DEST: S1})
+    expected = body_goes_on(picked("sglang", LLAMA, S1), sets={DEST: attempts(S1)})
     play >> body({"owned_by": "sglang", "model": LLAMA}) << [expected]
     assert play.session.done
 
@@ -290,6 +292,20 @@ def test_the_rotation_goes_round() -> None:
     assert firsts == [V1, V2, V1, V2, V1, V2]
 
 
+def test_gets_for_owners_that_alternate_are_spread_evenly() -> None:
+    replies = Replies(
+        snapshot(*(endpoint(n, owner, None) for n, owner in enumerate(["vllm", "sglang"] * 2, 1))), DEFAULT
+    )
+    rotation = itertools.count().__next__
+    firsts: Counter[str] = Counter()
+    for owner in ("vllm", "sglang") * 6:
+        run = Session(Binding(PICKER, CHAT), lambda: replies, rotation)
+        run.receive(headers(("x-owned-by", owner), method="GET", path="/v1/x", ends=True, content_type=""))
+        assert run.outcome
+        firsts[run.outcome.destination.split(",")[0]] += 1
+    assert firsts == {f"10.0.0.{number}:8000": 3 for number in range(1, 5)}
+
+
 def test_the_rotation_is_not_turned_by_what_needs_none() -> None:
     turned: list[int] = []
     replies = Replies(PLAIN, policy("guard: false\n"))
@@ -311,7 +327,8 @@ def test_the_outcome_tells_what_happened() -> None:
     run.receive(headers(("x-request-id", "r-1")))
     run.receive(body(b'{"owned_by": "sglang"}'))
     assert run.outcome
-    assert (run.outcome.request.param, run.outcome.destination, run.outcome.request_id) == ("owned_by", S1, "r-1")
+    found = (run.outcome.request.param, run.outcome.destination, run.outcome.request_id)
+    assert found == ("owned_by", attempts(S1), "r-1")
     assert (run.outcome.asked_body, run.outcome.body_bytes, run.outcome.reply.reason) == (True, 22, "owner-matched")
 
 

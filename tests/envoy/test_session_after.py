@@ -21,6 +21,7 @@ from tests.builders import (
     QWEN,
     Playbook,
     asks,
+    attempts,
     body,
     body_goes_on,
     destination,
@@ -226,9 +227,10 @@ def test_at_the_body_a_host_of_another_engine_goes_too() -> None:
 
 def test_told_it_never_asks_though_the_model_matters() -> None:
     told = said("vllm", QWEN, "owner-matched", 1, "") | destination("10.0.0.1:8000")
-    expected = goes_on(destination(V2) | said("vllm", QWEN, "owner-matched", 1, None), sets={DEST: V2}, removes=())
+    to = attempts(V2)
+    expected = goes_on(destination(to) | said("vllm", QWEN, "owner-matched", 1, None), sets={DEST: to}, removes=())
     play = Playbook(after(world=MIXED)) >> headers(metadata=told) << [expected]
-    assert (play.session.done, corrected(play.session)) == (True, (V2, REWRITTEN))
+    assert (play.session.done, corrected(play.session)) == (True, (to, REWRITTEN))
 
 
 def test_told_it_does_not_read_the_request_again() -> None:
@@ -238,7 +240,8 @@ def test_told_it_does_not_read_the_request_again() -> None:
 
 def test_told_of_a_model_without_an_owner_it_narrows_by_the_model() -> None:
     told = said("", QWEN, "model-matched", 1, "") | destination(V1)
-    expected = goes_on(destination(V2) | said("", QWEN, "model-matched", 1, None), sets={DEST: V2}, removes=())
+    to = attempts(V2)
+    expected = goes_on(destination(to) | said("", QWEN, "model-matched", 1, None), sets={DEST: to}, removes=())
     Playbook(after(world=MIXED)) >> headers(metadata=told) << [expected]
 
 
@@ -329,6 +332,14 @@ def test_a_pick_outside_the_hint_is_told(metadata: dict[str, Any], outside: bool
     run.receive(headers(VLLM, metadata=metadata))
     assert run.outcome
     assert run.outcome.outside is outside
+
+
+@pytest.mark.parametrize("metadata", [metadata for metadata, _ in OUTSIDE.values()], ids=OUTSIDE)
+def test_without_a_body_no_pick_is_outside_the_hint(metadata: dict[str, Any]) -> None:
+    run = after()
+    run.receive(headers(VLLM, metadata=metadata, ends=True))
+    assert run.outcome
+    assert not run.outcome.outside
 
 
 @pytest.mark.parametrize("reason", ["path-not-interpreted", "not-a-pool", "pool-unknown"])

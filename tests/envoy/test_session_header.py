@@ -17,6 +17,7 @@ from tests.builders import (
     SPOOFABLE,
     Playbook,
     asks,
+    attempts,
     before,
     body,
     body_goes_on,
@@ -35,6 +36,7 @@ from tests.builders import (
 
 BEFORE, AFTER, PICKER, HEADER = Attachment.BEFORE, Attachment.AFTER, Attachment.PICKER, Attachment.HEADER
 S1 = "10.0.0.3:8000"
+TO = attempts(S1)
 OWNER, MODEL = "x-owned-by", "x-gateway-model-name"
 WORLD = snapshot(endpoint(1, "vllm", None), endpoint(3, "sglang", None), endpoint(5, "tgi", None, ready=False))
 NO_POOL = Snapshot()
@@ -257,8 +259,8 @@ REROUTE = policy("promote: {header: x-engine, model: x-model, reroute: true}\n")
 SAID: dict[Attachment, tuple[dict[str, Any], dict[str, str], tuple[str, ...]]] = {
     # the metadata of a request for sglang with the model m, the headers that are set, those that are removed
     BEFORE: (before("sglang", "m", S1), {}, SPOOFABLE),
-    AFTER: (destination(S1) | said("sglang", "m", "owner-matched", 1, None), {DEST: S1}, ()),
-    PICKER: (picked("sglang", "m", S1), {DEST: S1}, SPOOFABLE),
+    AFTER: (destination(TO) | said("sglang", "m", "owner-matched", 1, None), {DEST: TO}, ()),
+    PICKER: (picked("sglang", "m", S1), {DEST: TO}, SPOOFABLE),
 }
 
 
@@ -307,7 +309,7 @@ def test_nothing_is_named_that_was_not_found() -> None:
 def test_told_by_before_after_names_the_same() -> None:
     told = said("sglang", "m", "owner-matched", 1) | hint(S1) | destination(S1)
     run = session(AFTER, policy_=PROMOTE)
-    assert named(run, metadata=told) == ({"x-engine": "sglang", "x-model": "m", DEST: S1}, set())
+    assert named(run, metadata=told) == ({"x-engine": "sglang", "x-model": "m", DEST: TO}, set())
 
 
 def test_on_a_route_that_leads_to_no_pool_nothing_is_named() -> None:

@@ -22,6 +22,7 @@ from tests.builders import (
     PLAIN,
     answer_body,
     answer_headers,
+    attempts,
     body,
     destination,
     headers,
@@ -120,7 +121,7 @@ requests = st.builds(
         [
             {},
             destination(V1),
-            destination(f"{V1},{S1}") | said("sglang", "m", "owner-matched", 1, S1),
+            destination(f"{V1},{S1}") | said("sglang", "m", "owner-matched", 1, attempts(S1)),
             destination(S1) | said("", "", "owner-absent", 0),
         ]
     ),
@@ -154,7 +155,7 @@ some_metadata = st.sampled_from(
         hint(V1),
         {"envoy.lb.subset_hint": {f"{DEST}-subset": 3}},
         destination(V1),
-        destination("") | said("vllm", "m", "owner-matched", 2, V1),
+        destination("") | said("vllm", "m", "owner-matched", 2, attempts(V1)),
         destination("nonsense,") | {"owned_by": {"reason": "owner-any", "endpoints": "many", "owner": 3}},
         {"owned_by": {"reason": "of another version"}, "envoy.lb": {DEST: [V1]}},
     ]

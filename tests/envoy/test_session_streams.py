@@ -22,6 +22,7 @@ from tests.builders import (
     answer_body,
     answer_frame,
     answer_headers,
+    attempts,
     before,
     body,
     context,
@@ -46,12 +47,13 @@ V1, V2, S1 = "10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.3:8000"
 SGLANG = ("x-owned-by", "sglang")
 SMALL = b'{"owned_by": "sglang"}'
 BODY = b'{"owned_by": "sglang", "prompt": "' + b"x" * 130_000 + b'"}'
-PICKED = goes_on(picked("sglang", "", S1), sets={DEST: S1})
+TO = attempts(S1)
+PICKED = goes_on(picked("sglang", "", S1), sets={DEST: TO})
 EPP = destination(V1)
 """What the EPP has picked when `after` has its turn; every test's request then goes to the other engine."""
 SAID = {
     BEFORE: goes_on(before("sglang", "", S1)),
-    AFTER: goes_on(destination(S1) | said("sglang", "", "owner-matched", 1, None), sets={DEST: S1}, removes=()),
+    AFTER: goes_on(destination(TO) | said("sglang", "", "owner-matched", 1, None), sets={DEST: TO}, removes=()),
     PICKER: PICKED,
     HEADER: goes_on(
         said("sglang", "", "owner-matched", 1),
@@ -93,7 +95,7 @@ def test_the_trailers_come_last(attachment: Attachment) -> None:
 
 def test_trailers_without_a_body_are_decided_on() -> None:
     play = Playbook(session(PICKER)) >> duplex(PICKER) << []
-    expected = goes_on(picked("", "", V1, V2, S1, reason="owner-absent"), sets={DEST: f"{V1},{V2},{S1}"})
+    expected = goes_on(picked("", "", V1, V2, S1, reason="owner-absent"), sets={DEST: attempts(V1, V2, S1)})
     play >> trailers() << [expected, kept_trailers()]
     assert play.session.done
 
@@ -128,7 +130,7 @@ def test_a_request_without_a_body_is_done_at_its_headers(attachment: Attachment)
 
 
 def test_what_before_has_told_need_not_be_held() -> None:
-    told = EPP | said("sglang", "", "owner-matched", 1, S1)
+    told = EPP | said("sglang", "", "owner-matched", 1, TO)
     play = Playbook(session(AFTER)) >> duplex(AFTER, metadata=told) << [SAID[AFTER]]
     play >> body(SMALL) << frames(SMALL)
     assert play.session.done
@@ -143,14 +145,14 @@ def test_a_refusal_echoes_nothing() -> None:
 
 def test_the_hint_narrows_the_pick() -> None:
     message = headers(("x-owned-by", "vllm"), metadata=hint(V2))
-    Playbook(session(PICKER)) >> message << [goes_on(picked("vllm", "", V2), sets={DEST: V2})]
+    Playbook(session(PICKER)) >> message << [goes_on(picked("vllm", "", V2), sets={DEST: attempts(V2)})]
 
 
 def test_the_hint_of_the_last_message_holds() -> None:
     play = Playbook(session(PICKER)) >> duplex(PICKER, metadata=hint(V1)) << []
     last = body(b'{"owned_by": "vllm"}')
     last.metadata_context.CopyFrom(context(hint(V2)))
-    expected = [goes_on(picked("vllm", "", V2), sets={DEST: V2}), *frames(b'{"owned_by": "vllm"}')]
+    expected = [goes_on(picked("vllm", "", V2), sets={DEST: attempts(V2)}), *frames(b'{"owned_by": "vllm"}')]
     play >> last << expected
 
 

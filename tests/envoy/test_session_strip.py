@@ -20,6 +20,7 @@ from tests.builders import (
     SPOOFABLE,
     Playbook,
     asks,
+    attempts,
     before,
     body,
     body_goes_on,
@@ -39,6 +40,7 @@ from tests.builders import (
 
 BEFORE, AFTER, PICKER, HEADER = Attachment.BEFORE, Attachment.AFTER, Attachment.PICKER, Attachment.HEADER
 V1, V2, S1 = "10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.3:8000"
+TO = attempts(S1)
 STRIP = policy("body: {strip: true}\n")
 SGLANG = ("x-owned-by", "sglang")
 LENGTH = "content-length"
@@ -59,13 +61,13 @@ PARTIAL: dict[Attachment, tuple[pb.ProcessingResponse, pb.ProcessingResponse]] =
     AFTER: (
         asks(removes=()),
         body_goes_on(
-            destination(S1) | said("sglang", "m", "owner-matched", 1, None),
-            sets={DEST: S1},
+            destination(TO) | said("sglang", "m", "owner-matched", 1, None),
+            sets={DEST: TO},
             removes=(LENGTH,),
             body=BARE,
         ),
     ),
-    PICKER: (asks(), body_goes_on(picked("sglang", "m", S1), sets={DEST: S1}, removes=(LENGTH,), body=BARE)),
+    PICKER: (asks(), body_goes_on(picked("sglang", "m", S1), sets={DEST: TO}, removes=(LENGTH,), body=BARE)),
     HEADER: (
         asks(reroute=True),
         body_goes_on(
@@ -298,7 +300,7 @@ def test_a_refusal_at_the_body_says_nothing_more(
 
 def test_what_before_has_stripped_is_not_read_again() -> None:
     told = said("sglang", "m", "owner-matched", 1) | destination(S1)
-    expected = goes_on(destination(S1) | said("sglang", "m", "owner-matched", 1, None), sets={DEST: S1}, removes=())
+    expected = goes_on(destination(TO) | said("sglang", "m", "owner-matched", 1, None), sets={DEST: TO}, removes=())
     play = Playbook(stripping(AFTER)) >> headers(metadata=told) << [expected]
     assert play.session.done
 
@@ -311,4 +313,4 @@ def test_reading_a_body_to_strip_it_does_not_change_where_it_goes() -> None:
             run.receive(body(b'{"model": "meta-llama/Llama-3.2-1B-Instruct", "engine": "sglang"}'))
     assert plain.outcome
     assert stripped.outcome
-    assert (plain.outcome.destination, stripped.outcome.destination) == (V2, V2)
+    assert (plain.outcome.destination, stripped.outcome.destination) == (attempts(V2), attempts(V2))

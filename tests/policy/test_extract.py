@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from extproc.policy import extract
 from extproc.policy.config import PolicyConfig
 from extproc.policy.extract import BodyFormat, body_format, from_body, from_filter, from_head, header_names
 from extproc.policy.types import InferenceRequest, Malformed, Reason, Scope
@@ -107,6 +108,45 @@ def test_a_value_that_is_no_owner_is_malformed(source: str, value: str, message:
     request = read_head(x_owned_by=[value]) if source == "header" else read_body({"owned_by": value})
     name = "x-owned-by" if source == "header" else "owned_by"
     assert (request.owners, request.malformed) == ((), Malformed(name, f"`{name}` {message}"))
+
+
+LONG = {"letters": "a" * 4097, "owners": "vllm," * 900, "commas": "," * 4097, "white": " " * 4097}
+
+
+@pytest.mark.parametrize("value", LONG.values(), ids=LONG)
+@pytest.mark.parametrize("source", ["header", "query", "body"])
+def test_a_text_that_is_longer_than_any_preference_is_malformed_without_being_taken_apart(
+    source: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "_short_line", None)  # it splits
+    request = {
+        "header": lambda: read_head(x_owned_by=[value]),
+        "query": lambda: read_head(f"/v1/completions?owned_by={value.replace(' ', '+')}"),
+        "body": lambda: read_body({"owned_by": value}),
+    }[source]()
+    name = "x-owned-by" if source == "header" else "owned_by"
+    assert (request.owners, request.malformed) == ((), Malformed(name, f"`{name}` is longer than 4096 characters"))
+
+
+@pytest.mark.parametrize("source", ["header", "body"])
+def test_a_text_of_just_the_length_is_read(source: str) -> None:
+    value = "vllm" + "," * 4092
+    request = read_head(x_owned_by=[value]) if source == "header" else read_body({"owned_by": value})
+    assert (request.owners, request.malformed) == (("vllm",), None)
+
+
+@pytest.mark.parametrize("entry", ["", "a", 3], ids=["empty", "an owner", "a number"])
+def test_a_list_that_is_longer_than_any_preference_is_malformed_unread(
+    entry: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "_owners", None)
+    request = read_body({"owned_by": [entry] * 4097})
+    assert (request.owners, request.malformed) == ((), Malformed("owned_by", f"`owned_by` {TOO_MANY}"))
+
+
+def test_a_list_of_just_the_length_is_read() -> None:
+    request = read_body({"owned_by": ["vllm", *[""] * 4095]})
+    assert (request.owners, request.malformed) == (("vllm",), None)
 
 
 @pytest.mark.parametrize("value", ["\u212aserve", "\u017fglang"], ids=["Kelvin sign", "long s"])
@@ -489,6 +529,19 @@ def test_half_a_surrogate_pair_costs_neither_owner_nor_model() -> None:
     found = read_body(b'{"owned_by": "sglang", "model": "m\\ud83d", "prompt": "cut \\ud83d"}')
 
     assert (found.owners, found.model) == (("sglang",), "m?")
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize(
+    "half", ["\\ud83d", "\\ude00", "\\ud83d?", "\\ud83d\\n"], ids=["high", "low", "near the end", "escape"]
+)
+def test_half_a_surrogate_pair_in_the_last_string_costs_no_owner(
+    half: str,
+    ended: bool,  # noqa: FBT001 - a column
+) -> None:
+    found = read_body(b'{"owned_by": "sglang", "prompt": "cut %b"}' % half.encode(), ended=ended)
+
+    assert (found.owners, found.truncated, found.malformed) == (("sglang",), False, None)
 
 
 def test_a_nested_key_that_stands_twice_does_not_spoil_a_prefix() -> None:

@@ -26,7 +26,7 @@ from extproc.policy.types import (
     Snapshot,
     SubsetHint,
 )
-from tests.builders import CHAT, endpoint, policy, snapshot
+from tests.builders import CHAT, attempts, endpoint, policy, snapshot
 
 OWNERS = ["vllm", "sglang", "tgi", "nobody", "*"]
 MODELS = ["a", "b", "unknown"]
@@ -209,9 +209,19 @@ some_loads = st.dictionaries(
 moments = st.builds(Moment, st.integers(0, 9), some_loads, some_picks)
 
 
-@given(requests, pods, policies, st.sampled_from(Attachment), st.sampled_from(Phase), st.booleans(), moments)
+@given(
+    requests,
+    st.sampled_from(["POST", "GET", "HEAD"]),
+    pods,
+    policies,
+    st.sampled_from(Attachment),
+    st.sampled_from(Phase),
+    st.booleans(),
+    moments,
+)
 def test_a_kept_reply_equals_a_fresh_one(  # noqa: PLR0917 - what a reply depends on
     request: InferenceRequest,
+    method: str,
     endpoints: list[Endpoint],
     policy_: Any,
     attachment: Attachment,
@@ -220,7 +230,7 @@ def test_a_kept_reply_equals_a_fresh_one(  # noqa: PLR0917 - what a reply depend
     moment: Moment,
 ) -> None:
     scope = msgspec.structs.replace(SCOPES[attachment], hint=request.scope.hint)
-    request = msgspec.structs.replace(request, scope=scope)
+    request = msgspec.structs.replace(request, scope=scope, method=method)
     world = snapshot(*endpoints)
     replies = Replies(world, policy_)
     fresh = compose(decide(request, world, policy_), request, replies, Turn(attachment, phase, bodiless))
@@ -248,10 +258,12 @@ def test_behind_the_epp_nothing_but_what_is_eligible_is_written(
     if isinstance(decision, Restrict):
         eligible = {each.destination for each in decision.endpoints}
         kept = [entry for entry in pick.members if entry in eligible]
-        assert written
+        distinct = max(len(kept), min(policy_.destinations, len(eligible)))
+        assert distinct
         assert set(written) <= eligible
         assert written[: len(kept)] == kept
-        assert len(written) == max(len(kept), min(policy_.destinations, len(eligible)))
+        assert len(set(written[:distinct])) == distinct
+        assert ",".join(written) == attempts(*written[:distinct], count=policy_.destinations)
     else:
         assert written == (list(pick.members) if isinstance(decision, PassThrough) else [])
 

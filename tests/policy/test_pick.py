@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.policy.pick import NO_LOADS, Correction, Load, Loads, Ranking, correct
+from extproc.policy.pick import NO_LOADS, Correction, Load, Loads, Ranking, correct, filled
 
 # Nothing is known of the load
 
@@ -203,6 +203,33 @@ def test_earlier_figures_leave_nothing_behind(
     ranking = Ranking(members)
     for loads in (*history, NO_LOADS, *history):
         assert ranking.take(rotation, 9, loads) == Ranking(members).take(rotation, 9, loads)
+
+
+# One for each attempt
+
+FILLED: dict[str, tuple[str, int, str]] = {
+    "one": ("a", 3, "aaa"),
+    "two": ("ab", 3, "aba"),
+    "two, more often": ("ab", 5, "ababa"),
+    "as many": ("abc", 3, "abc"),
+    "more are not cut": ("abcd", 3, "abcd"),
+    "a single attempt": ("a", 1, "a"),
+    "none is asked for": ("ab", 0, "ab"),
+    "of none": ("", 3, ""),
+}
+
+
+@pytest.mark.parametrize(("chosen", "count", "expected"), FILLED.values(), ids=FILLED)
+def test_every_attempt_has_a_destination(chosen: str, count: int, expected: str) -> None:
+    assert filled(tuple(chosen), count) == tuple(expected)
+
+
+@given(destinations, st.integers(0, 20))
+def test_what_is_filled_is_the_same_again_and_again(chosen: list[str], count: int) -> None:
+    found = filled(chosen, count)
+    assert list(found[: len(chosen)]) == chosen
+    assert len(found) == (max(count, len(chosen)) if chosen else 0)
+    assert all(one == chosen[at % len(chosen)] for at, one in enumerate(found))
 
 
 # What becomes of a pick

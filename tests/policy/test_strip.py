@@ -46,6 +46,9 @@ WHOLE = {
     "numbers as written": (b'{"a":1.50E+01,"engine":1,"b":-0,"c":123456789012345678901}', None),
     "escapes as written": (b'{"a":"\\u00E9\\/","engine":1,"b\\u0020":"\xc3\xa9"}', None),
     "a byte order mark": (b'\xef\xbb\xbf {"owned_by":"x"}\r\n', b"\xef\xbb\xbf {}\r\n"),
+    "behind half a surrogate pair": (b'{"a":"\\ud83d","owned_by":"x"}', b'{"a":"\\ud83d"}'),
+    "before half a surrogate pair": (b'{"owned_by":"x","a":"\\ud83d"}', b'{"a":"\\ud83d"}'),
+    "half a surrogate pair at the end": (b'{"a":1,"owned_by":"\\ud83d"}', b'{"a":1}'),
     "bad UTF-8": (b'{"a":"\xff\xc3","owned_by":"\xff"}', b'{"a":"\xff\xc3"}'),
 }
 

@@ -19,6 +19,7 @@ from extproc.observability.metrics import Metrics
 from extproc.policy.config import parse_policy
 from extproc.policy.pick import Load
 from extproc.policy.types import Endpoint, Model, Pool, Snapshot
+from extproc.server import extproc
 from extproc.server.extproc import ExternalProcessor
 from tests.builders import DUPLEX, KEPT_HEADERS, answer_headers, context, destination, hint, streams
 
@@ -338,7 +339,7 @@ async def test_what_becomes_of_the_epps_picks_is_counted(
 
     assert labelled(running, "owned_by_epp_picks_total", "outcome") == outcomes
     assert sample(running, "owned_by_epp_picks_outside_hint_total") == outside
-    assert [(line["attachment"], line["destination"]) for line in running.lines] == [("after", SGLANG)]
+    assert [(line["attachment"], line["destination"]) for line in running.lines] == [("after", ",".join([SGLANG] * 3))]
 
 
 async def test_where_there_is_no_pick_to_correct_none_is_counted(channel: grpc.aio.Channel, running: Running) -> None:
@@ -373,10 +374,10 @@ async def test_who_served_is_counted_where_envoy_tells_it(
     await stream.write(answer_headers(metadata=told))
     answers = await rest(stream)
 
-    assert picked.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] == f"{VLLM},{SGLANG}"
+    assert picked.dynamic_metadata["envoy.lb"]["x-gateway-destination-endpoint"] == f"{VLLM},{SGLANG},{VLLM}"
     assert answers == [KEPT_HEADERS]
     assert labelled(running, "owned_by_served_total", "endpoint") == counted
-    assert [line["destination"] for line in running.lines] == [f"{VLLM},{SGLANG}"]
+    assert [line["destination"] for line in running.lines] == [f"{VLLM},{SGLANG},{VLLM}"]
 
 
 async def test_the_engines_figures_order_what_is_picked() -> None:
@@ -391,4 +392,35 @@ async def test_the_engines_figures_order_what_is_picked() -> None:
             found.append(loaded.lines[-1]["destination"])
             figures.pop(0)
 
-    assert found == [f"{SGLANG},{VLLM}", f"{VLLM},{SGLANG}"]
+    assert found == [f"{SGLANG},{VLLM},{SGLANG}", f"{VLLM},{SGLANG},{VLLM}"]
+
+
+async def test_an_answer_that_begins_before_the_request_is_through_is_handed_back_whole(
+    channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a long body gives an engine the time for: it refuses while the frames are still on their way to it."""
+    monkeypatch.setattr(extproc, "_PATIENCE", 30)  # this machine may be slower than an engine
+    stream = call(channel, {names.ATTACHMENT: "picker"})
+    first = headers(mode=DUPLEX, x_owned_by="vllm", x_gateway_model_name="m")
+    first.protocol_config.response_body_mode = DUPLEX
+    body = pb.HttpBody(body=b'{"prompt": "' + b"p" * 150_000 + b'"}', end_of_stream=True)
+    refusal = pb.HttpBody(body=b"not allowed", end_of_stream=True)
+    await stream.write(first)
+    await stream.write(pb.ProcessingRequest(request_body=body))
+    await stream.write(answer_headers())
+    kinds = [(await stream.read()).WhichOneof("response") for _ in range(6)]
+    await stream.write(pb.ProcessingRequest(response_body=refusal))
+    (last,) = await rest(stream)
+
+    assert kinds == ["request_headers", *["request_body"] * 4, "response_headers"]
+    assert last.response_body.response.body_mutation.streamed_response.body == b"not allowed"
+
+
+async def test_a_stream_that_ends_before_it_is_decided_is_counted(channel: grpc.aio.Channel, running: Running) -> None:
+    stream = call(channel)
+    await stream.write(headers())
+    await stream.read()
+    await stream.done_writing()
+    await rest(stream)
+
+    assert sample(running, "owned_by_undecided_streams_total") == 1
