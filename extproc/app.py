@@ -19,8 +19,9 @@ from extproc.discovery.snapshot import Coalescer, SnapshotStore
 from extproc.envoy.binding import Binding
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
-from extproc.policy.config import PolicyConfig, default_policy, parse_policy
+from extproc.policy.config import PolicyConfig, default_policy
 from extproc.policy.document import DocumentError
+from extproc.policy.loading import parse_policy
 from extproc.policy.types import Endpoint, Pool, Rewrites, Snapshot
 from extproc.server.admin import HttpServer, admin_app, metrics_app
 from extproc.server.extproc import ExternalProcessor

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 import grpc
+import msgspec
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -19,8 +20,10 @@ from extproc.discovery.file import parse_endpoints
 from extproc.envoy.binding import Attachment, Binding, ProtocolError, parse_pool
 from extproc.envoy.explain import Explanation, HttpRequest, explain
 from extproc.envoy.names import SERVICE
-from extproc.policy.config import Duration, default_policy, parse_policy
+from extproc.policy.config import Duration, default_policy
 from extproc.policy.document import DocumentError
+from extproc.policy.loading import parse_policy
+from extproc.policy.problems import oddities, problems, schema
 from extproc.policy.types import Pool, Snapshot
 from extproc.settings import ALL_NAMESPACES, Settings, refreshed_every
 
@@ -203,10 +206,23 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
 
 
 @main.command()
-@click.argument("file", type=_FILE)
-def validate(file: Path) -> None:
-    """Check a policy file: exit 1 and say what is wrong where, or 0."""
-    _read(file, parse_policy)
+@click.option("--schema", "show_schema", is_flag=True, help="Print the JSON Schema of a policy instead.")
+@click.option("--endpoints-file", type=_FILE, help="Also say what the policy names that these endpoints are not.")
+@click.argument("file", type=_FILE, required=False)
+def validate(*, file: Path | None, endpoints_file: Path | None, show_schema: bool) -> None:
+    """Check a policy file: exit 1 and say everything that is wrong and where, or 0."""
+    if show_schema:
+        click.echo(msgspec.json.format(msgspec.json.encode(schema()), indent=2))
+        return
+    if file is None:
+        raise click.UsageError("a FILE is needed, or --schema")
+    if found := _read(file, problems):
+        raise click.ClickException("\n".join(f"{file}: {problem}" for problem in found))
+    if endpoints_file is not None:
+        endpoints = _read(endpoints_file, parse_endpoints)
+        snapshot = Snapshot(1, tuple(endpoints), endpoints)
+        if odd := oddities(_read(file, parse_policy), snapshot):
+            raise click.ClickException("\n".join(f"{file}: {line}" for line in odd))
     click.echo(f"{file}: ok")
 
 

@@ -12,8 +12,9 @@ from extproc.envoy.binding import Attachment, Binding
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.replies import Replies
 from extproc.envoy.session import Session
-from extproc.policy.config import PolicyConfig, parse_policy
+from extproc.policy.config import PolicyConfig
 from extproc.policy.extract import from_head
+from extproc.policy.loading import parse_policy
 from extproc.policy.pick import Loads
 from extproc.policy.types import Endpoint, InferenceRequest, Model, Pool, Scope, Snapshot
 

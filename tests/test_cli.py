@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from extproc.cli import main
+from extproc.policy.problems import schema
 
 POLICY = "apiVersion: owned-by/v1alpha1\nkind: OwnedByPolicy\n"
 ENDPOINTS = """pools:
@@ -95,8 +96,33 @@ class TestValidate:
 
         assert run("validate", "policy.yaml") == (
             1,
-            "Error: policy.yaml: line 3: Object contains unknown field `gard`\n",
+            "Error: policy.yaml: line 3: Object contains unknown field `gard`, did you mean `guard`?\n",
         )
+
+    def test_every_mistake_has_a_line_of_its_own(self, folder: Path) -> None:
+        (folder / "policy.yaml").write_text(POLICY + "destinations: 0\nguard: 1\n")
+        code, output = run("validate", "policy.yaml")
+
+        assert (code, [line.partition(": line ")[2][:1] for line in output.splitlines()]) == (1, ["3", "4"])
+
+    def test_what_no_endpoint_is_is_a_problem_if_endpoints_are_given(self, folder: Path) -> None:
+        (folder / "policy.yaml").write_text(POLICY + "whenAbsent: {action: prefer, owners: [tgi]}\n")
+
+        assert run("validate", "policy.yaml") == (0, "policy.yaml: ok\n")
+        assert run("validate", "--endpoints-file", "endpoints.yaml", "policy.yaml") == (
+            1,
+            "Error: policy.yaml: whenAbsent.owners: prefers `tgi`, but no endpoint is that\n",
+        )
+
+    def test_the_schema_is_printed(self) -> None:
+        code, output = run("validate", "--schema")
+
+        assert (code, msgspec.json.decode(output)) == (0, msgspec.json.decode(msgspec.json.encode(schema())))
+
+    def test_without_a_file_there_is_nothing_to_check(self) -> None:
+        code, output = run("validate")
+
+        assert (code, output.splitlines()[-1]) == (2, "Error: a FILE is needed, or --schema")
 
     def test_a_missing_file_is_a_usage_error(self) -> None:
         code, output = run("validate", "none.yaml")

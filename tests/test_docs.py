@@ -4,6 +4,7 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -11,9 +12,10 @@ from extproc.cli import main
 from extproc.envoy.binding import Attachment
 from extproc.envoy.metadata import pool_of_cluster
 from extproc.observability.metrics import Metrics
-from extproc.policy.config import parse_policy
+from extproc.policy.loading import parse_policy
 from extproc.policy.pick import Correction
 from extproc.policy.types import Pool, Reason
+from tests.builders import HEAD
 from tests.compatibility import DOCUMENT, SCENARIOS, VERSIONS, table_of
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +38,41 @@ def test_every_envoy_of_the_table_is_one_that_is_run() -> None:
 @pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", ATTACHMENTS, re.DOTALL))
 def test_every_policy_is_accepted(text: str) -> None:
     assert parse_policy(text.encode()).destinations == 3
+
+
+LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
+WORLD = """pools:
+- name: chat
+  endpoints:
+  - {name: a, address: "127.0.0.1:8001", labels: {llm-d.ai/engine-type: vllm, app: llama-canary}, models: [%s]}
+  - {name: b, address: "127.0.0.1:8002", labels: {llm-d.ai/engine-type: sglang}, models: [%s], ready: %s}
+"""
+SAID = {
+    "prefer": ("true", [], "owner-preferred", ["127.0.0.1:8002"]),
+    "split": ("true", ["-H", "x-request-id: 7"], "owner-drawn", ["127.0.0.1:8001"]),
+    "fallback": ("false", ["-H", "x-owned-by: sglang"], "owner-fallback", ["127.0.0.1:8001"]),
+    "models": ("true", ["-H", "x-owned-by: vllm"], "rejected-by-policy", []),
+    "routing": ("true", ["-H", "x-owned-by: vllm"], "owner-matched", ["127.0.0.1:8001"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        (next(key for key in SAID if key in text), text)
+        for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "policy.md").read_text(), re.DOTALL)
+    ],
+)
+def test_every_example_of_the_policy_does_what_is_said_of_it(key: str, text: str, tmp_path: Path) -> None:
+    ready, arguments, reason, endpoints = SAID[key]
+    files = {"endpoints": WORLD % (LLAMA, LLAMA, ready), "policy": HEAD + text, "body": f'{{"model": "{LLAMA}"}}'}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    flags = ["--endpoints-file", str(tmp_path / "endpoints"), "--config-file", str(tmp_path / "policy"), "--json"]
+    result = CliRunner().invoke(main, ["explain", *flags, *arguments, "-d", str(tmp_path / "body"), "/v1/completions"])
+    found = msgspec.json.decode(result.output)
+
+    assert (found["reason"], found["endpoints"]) == (reason, endpoints)
 
 
 def test_every_attachment_has_a_section() -> None:

@@ -20,6 +20,7 @@ from extproc.policy.candidates import candidates
 from extproc.policy.config import PolicyConfig
 from extproc.policy.decide import decide, lists_models, promoted, reroutes
 from extproc.policy.pick import NO_LOADS, Correction, Loads, Ranking, correct, filled
+from extproc.policy.rules import allowed, order_of, rules_of
 from extproc.policy.types import (
     ANY,
     Answer,
@@ -191,7 +192,7 @@ def compose(decision: Decision, request: InferenceRequest, world: Replies, turn:
             return Reply(answer, answer.reason, model_list(answer, request))
         case PassThrough(reason):
             guard = None if turn.attachment is Attachment.AFTER else ""
-            owner = _named(decision, request)
+            owner = _named(decision, request, world.policy)
             metadata = said(owner, request.model, reason, 0, guard)
             return Reply(decision, reason, _prefix(turn, metadata, request, owner, world.policy))
         case Restrict():
@@ -223,7 +224,7 @@ def _restricted(decision: Restrict, request: InferenceRequest, world: Replies, t
     return Reply(
         decision,
         reason,
-        _prefix(turn, metadata, request, _named(decision, request), policy),
+        _prefix(turn, metadata, request, _named(decision, request, policy), policy),
         Ranking([endpoint.destination for endpoint in ranked]) if ranked else None,
         owner,
         model,
@@ -232,12 +233,14 @@ def _restricted(decision: Restrict, request: InferenceRequest, world: Replies, t
     )
 
 
-def _named(decision: Restrict | PassThrough, request: InferenceRequest) -> str:
+def _named(decision: Restrict | PassThrough, request: InferenceRequest, policy: PolicyConfig) -> str:
     """The owner that a header may name: the one that won, else the one that is asked for where nobody can say better."""
     if isinstance(decision, Restrict) and decision.owner:
         return "" if decision.owner == ANY else decision.owner
     if decision.reason in (Reason.OWNER_UNKNOWN, Reason.POOL_UNKNOWN):
-        return next((owner for owner in request.owners if owner != ANY), "")
+        owners, _ = order_of(request, policy)
+        rules = rules_of(policy, request.model)
+        return next((owner for owner in owners if owner != ANY and allowed(owner, rules)), "")
     return ""
 
 
@@ -294,5 +297,13 @@ def _overwritten(phase: Phase, metadata: str, header: str, removes: tuple[str, .
 def _essence(request: InferenceRequest) -> InferenceRequest:
     """What the decision on known names depends on, so that requests that differ in the rest share a reply."""
     return InferenceRequest(
-        request.scope, "POST", "", request.owners, request.param, request.model, fixed_model=request.fixed_model
+        request.scope,
+        "POST",
+        "",
+        request.owners,
+        request.param,
+        request.model,
+        fixed_model=request.fixed_model,
+        told=request.told,
+        drawn=request.drawn,
     )

@@ -29,6 +29,7 @@ from extproc.envoy.replies import NOT_OURS, Moment, Replies, Reply, Turn, compos
 from extproc.policy.decide import asks_body, reroutes
 from extproc.policy.extract import JSON, body_format, from_body, from_filter, from_head, header_names
 from extproc.policy.pick import NO_LOADS, Correction, Loads
+from extproc.policy.rules import drawn
 from extproc.policy.strip import strip
 from extproc.policy.types import InferenceRequest, Reason, Scope, reject
 
@@ -205,6 +206,7 @@ class Session:
         if (told := self._told) is not None:
             request = from_filter(request, told.owner, told.model, told.reason if told.passed else None)
             readable = None  # it has been read
+        request = drawn(request, world.policy, self._identity)
         self._format = readable or JSON
         reply = None
         if readable is None or not asks_body(request, world.snapshot, world.policy):
@@ -212,7 +214,7 @@ class Session:
             if readable is JSON and _strips(request, reply, world):
                 reply = None
         known = world.knows(request) and sum(len(value) for _, value in fields) <= _SHORT
-        if known and not self._format.boundary:  # each form has another one
+        if known and not self._format.boundary and not request.drawn:  # each form has another one, each request draws
             world.keep_head(key, (request, reply))
         return request, reply
 
@@ -282,6 +284,7 @@ class Session:
         """The answer once the body (or its prefix) is there, and the body that goes on."""
         world = self._world()
         request = from_body(request, body, world.policy, ended=ended, form=self._format)
+        request = drawn(request, world.policy, self._identity)
         reply = world.reply(request, self._turn(phase))
         other = body
         if not self._format.boundary and _strips(request, reply, world):
@@ -316,6 +319,10 @@ class Session:
         else:
             self._state = _State.RESPONSE if self._answering and not reply.final else _State.DONE
         return [spoken.text]
+
+    def _identity(self) -> str:
+        """What `split` draws by: the same for each replica and each retry, if Envoy gives requests an id."""
+        return self._request_id or str(self._rotation())
 
     def _turn(self, phase: Phase) -> Turn:
         return Turn(self._binding.attachment, phase, self._bodiless)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import NamedTuple
 
-from extproc.policy.config import OWNER, PolicyConfig
+from extproc.policy.config import OWNER, PolicyConfig, Route
 from extproc.policy.types import ANY, Endpoint, Model, ModelEntry, Pool, Snapshot
 
 Models = tuple[str, ...]
@@ -42,6 +42,17 @@ class _Alike:
         return self.ids is None or model in self.ids
 
 
+def _sort(places: Iterable[tuple[Endpoint, tuple[str, frozenset[str] | None]]]) -> list[_Alike]:
+    alike: dict[tuple[str, frozenset[str] | None], _Alike] = {}
+    for endpoint, key in places:
+        if (found := alike.get(key)) is None:
+            found = alike[key] = _Alike(*key)
+        found.known += 1
+        if endpoint.ready:
+            found.ready.append(endpoint)
+    return list(alike.values())
+
+
 class Candidates:
     """The endpoints that may answer: those of one pool (or several as one), without those that cannot decode if asked."""
 
@@ -51,23 +62,16 @@ class Candidates:
         `former` has sorted most of these endpoints before, under the same policy.
         """
         self._policy = policy
-        self._groups: dict[tuple[str, Models], Group] = {}
+        self._groups: dict[tuple[str, Models, frozenset[str] | None, Route | None], Group] = {}
         self.places: dict[int, tuple[Endpoint, tuple[str, frozenset[str] | None]]] = {}
         """Each endpoint with its engine and models, by its identity: being kept here, its id is only ever its own."""
         before = former.places if former else {}
-        alike: dict[tuple[str, frozenset[str] | None], _Alike] = {}
         for endpoint in endpoints:
             each = before.get(id(endpoint))
             if each is None:
                 each = (endpoint, (engine(endpoint, policy), _ids(models_of(endpoint, policy))))
             self.places[id(endpoint)] = each
-            key = each[1]
-            if (found := alike.get(key)) is None:
-                found = alike[key] = _Alike(*key)
-            found.known += 1
-            if endpoint.ready:
-                found.ready.append(endpoint)
-        self._alike = tuple(alike.values())
+        self._alike = tuple(_sort(self.places.values()))
         self._owners = {ANY, *(each.owner for each in self._alike)}
         served = {each.ids for each in self._alike}
         self.differ = len(served) > 1
@@ -77,23 +81,31 @@ class Candidates:
         self.any_listed = any(ids is not None for ids in served)
         """Whether the models of at least one endpoint are known."""
 
-    def group(self, owner: str, models: Models = ()) -> Group:
+    def group(
+        self, owner: str, models: Models = (), allow: frozenset[str] | None = None, route: Route | None = None
+    ) -> Group:
         """The endpoints of `owner` (`*`: all) that serve `models` or may serve them; empty: whatever they serve.
 
         Of several models any will do, but an endpoint that serves them all is right whichever the EPP draws: if such ones
-        are ready, only they are.
+        are ready, only they are. `allow` are the owners that count (None: all); a `route` says who the owner's endpoints are.
         """
-        if owner not in self._owners:
+        if route is None and owner not in self._owners:
             return Group(0, ())
         # All models that nobody lists have the same group: a client cannot grow the table with names of its own.
-        key = (owner, tuple(model if model in self.listed else "" for model in models))
+        key = (owner, tuple(model if model in self.listed else "" for model in models), allow, route)
         if (group := self._groups.get(key)) is None:
-            of_owner = [each for each in self._alike if owner in (ANY, each.owner)]
+            of_owner = self._routed(route) if route else [each for each in self._alike if owner in (ANY, each.owner)]
+            if allow is not None and route is None:
+                of_owner = [each for each in of_owner if each.owner in allow]
             serving = [each for each in of_owner if not models or any(map(each.may_serve, models))]
             whole = [each for each in serving if each.ready and all(map(each.may_serve, models))]
             ready = tuple(endpoint for each in whole or serving for endpoint in each.ready)
             group = self._groups[key] = Group(sum(each.known for each in serving), ready)
         return group
+
+    def _routed(self, route: Route) -> list[_Alike]:
+        """The endpoints that a routing entry selects, whatever engine they are."""
+        return _sort((one, key) for one, key in self.places.values() if route.selector.admits(one.labels))
 
     def knows(self, owner: str) -> bool:
         """Whether some endpoint, ready or not, is of this owner; `*` always."""

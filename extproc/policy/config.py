@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy: the rules that an operator tunes while the process runs (design section 5).
 
-The schema is complete: a key that a later version brings is refused as "not supported yet", never ignored.
+The schema is strict: a key that it does not have is refused, never ignored.
 """
 
 import re
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
-
-from extproc.policy.document import Document, DocumentError
-from extproc.policy.types import ANY
 
 OWNER: Final = re.compile(r"[a-z0-9._/-]{1,128}")
 """An owner after normalising."""
@@ -21,14 +19,10 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST: Final = 86_400.0
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
-_REFUSED_HEADER: Final = re.compile(
-    r"host|connection|upgrade|te|trailer|transfer-encoding|content-.*|authorization|cookie|x-envoy-.*"
-    r"|x-gateway-destination-.*|x-prefiller-.*|x-encoder-.*|x-data-parallel-.*|x-kv-cache-.*"
-)
-"""What frames or authorises a request, what Envoy lets no filter set, and what is the EPP's."""
 
 HeaderName = Annotated[str, Meta(pattern=_HEADER_NAME, max_length=256)]
 HeaderNameOrNone = Annotated[str, Meta(pattern=f"^$|{_HEADER_NAME}", max_length=256)]
+Owners = Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
 FieldName = Annotated[str, Meta(min_length=1, max_length=256)]
 PathPattern = Annotated[str, Meta(pattern="^/")]
 
@@ -90,21 +84,21 @@ class Refuse(_Action, frozen=True, tag="reject"):
 
 
 class Prefer(_Action, frozen=True, tag="prefer"):
-    """Not supported yet."""
+    """As if the client had named these, in this order."""
 
-    owners: tuple[str, ...]
+    owners: Owners
 
 
 class Split(_Action, frozen=True, tag="split"):
-    """Not supported yet."""
+    """Draw an owner for each request; each gets its share of the weights."""
 
-    weights: dict[str, Annotated[int, Meta(ge=0)]]
+    weights: Annotated[dict[str, Annotated[int, Meta(ge=0, le=1_000_000)]], Meta(min_length=1)]
 
 
 class Fallback(_Action, frozen=True, tag="fallback"):
-    """Not supported yet."""
+    """Go on with these, in this order."""
 
-    owners: tuple[str, ...]
+    owners: Owners
 
 
 WhenAbsent = Pass | Refuse | Prefer | Split
@@ -113,27 +107,55 @@ PassOrRefuse = Pass | Refuse
 
 
 class ModelRule(_Part, frozen=True):
-    """Not supported yet: a rule for the models that a pattern matches."""
+    """The rules for the models that a pattern matches; what is left out is the policy's own.
 
-    model: str
-    allow: tuple[str, ...] | None = None
+    `*` in the pattern also matches `/`. `allow` is who may serve them, whatever a client says.
+    """
+
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    allow: Owners | None = None
     when_absent: WhenAbsent | None = None
     when_unknown: PassOrRefuse | None = None
     when_unready: WhenUnready | None = None
     when_truncated: PassOrRefuse | None = None
 
 
+class Expression(_Part, frozen=True):
+    """A condition on one label: its value is one of these or none of them, or it is there or not."""
+
+    key: Annotated[str, Meta(min_length=1, max_length=317)]
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[str, ...] = ()
+
+    def admits(self, labels: Mapping[str, str]) -> bool:
+        """Whether these labels meet it, as Kubernetes means it: `NotIn` also where the label is absent."""
+        match self.operator:
+            case "In":
+                return labels.get(self.key) in self.values
+            case "NotIn":
+                return labels.get(self.key) not in self.values
+            case "Exists":
+                return self.key in labels
+            case "DoesNotExist":
+                return self.key not in labels
+
+
 class Selector(_Part, frozen=True):
-    """A Kubernetes label selector."""
+    """A Kubernetes label selector: all of it must be met."""
 
     match_labels: dict[str, str] = {}
-    match_expressions: tuple[dict[str, Any], ...] = ()
+    match_expressions: tuple[Expression, ...] = ()
+
+    def admits(self, labels: Mapping[str, str]) -> bool:
+        """Whether an endpoint with these labels is meant."""
+        equal = all(labels.get(key) == value for key, value in self.match_labels.items())
+        return equal and all(expression.admits(labels) for expression in self.match_expressions)
 
 
-class Route(_Part, frozen=True, rename=None):
-    """Not supported yet: the endpoints of one model and owner, named by a selector."""
+class Route(_Part, frozen=True, rename=None, eq=False):
+    """The endpoints of one model and owner, named by a selector, in place of those that are of this engine."""
 
-    model: str
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
     owned_by: str
     selector: Selector
 
@@ -146,7 +168,7 @@ class Body(_Part, frozen=True):
 
     strip: bool = False
     max_bytes: Annotated[int, Meta(ge=1)] = 20_971_520
-    timeout: Duration = Duration(10)
+    timeout: Duration = msgspec.field(default_factory=lambda: Duration(10))  # msgspec cannot write it into a schema
 
 
 class Promote(_Part, frozen=True):
@@ -188,7 +210,7 @@ class PolicyConfig(_Part, frozen=True, eq=False):
     when_truncated: PassOrRefuse = Pass()
     models: tuple[ModelRule, ...] = ()
     routing: tuple[Route, ...] = ()
-    body: Body = Body()
+    body: Body = msgspec.field(default_factory=Body)
     promote: Promote = Promote()
 
     def normal(self, owner: str) -> str:
@@ -197,56 +219,6 @@ class PolicyConfig(_Part, frozen=True, eq=False):
         return self.match.aliases.get(owner, owner)
 
 
-def parse_policy(text: bytes) -> PolicyConfig:
-    """Read a policy document. Raises DocumentError with path and line for the first thing that is wrong."""
-    document = Document(text)
-    policy = document.convert(PolicyConfig, dec_hook=_duration)
-    for path, message in _unsupported(policy) + _mistakes(policy):
-        raise document.fail(path, message)
-    return policy
-
-
 def default_policy() -> PolicyConfig:
     """The policy of a process that was given none."""
     return PolicyConfig(api_version="owned-by/v1alpha1", kind="OwnedByPolicy")
-
-
-def _duration(kind: type, value: object) -> object:
-    if kind is Duration and isinstance(value, str):
-        return Duration.parse(value)
-    raise ValueError(f"expected a duration such as 10s, got `{value}`")
-
-
-def _unsupported(policy: PolicyConfig) -> list[tuple[str, str]]:
-    """The keys whose code comes with a later version, where they say anything but their default."""
-    asked = {
-        "$.whenAbsent.action": isinstance(policy.when_absent, Prefer | Split),
-        "$.whenUnready.action": isinstance(policy.when_unready, Fallback),
-        "$.models": bool(policy.models),
-        "$.routing": bool(policy.routing),
-    }
-    return [(path, "not supported yet") for path, given in asked.items() if given]
-
-
-def _mistakes(policy: PolicyConfig) -> list[tuple[str, str]]:
-    """What the types cannot say."""
-    found = [
-        (f"$.match.aliases.{alias}", f"`{word}` is not an owner: a-z 0-9 . _ / - in lower case")
-        for alias, owner in policy.match.aliases.items()
-        for word in (alias, owner)
-        if not OWNER.fullmatch(word) or word in (ANY, "any")
-    ]
-    unlabeled = policy.match.unlabeled_as
-    if unlabeled and (not OWNER.fullmatch(policy.normal(unlabeled)) or policy.normal(unlabeled) == "any"):
-        found.append(("$.match.unlabeledAs", f"`{unlabeled}` is not an owner: letters, digits and . _ / -"))
-    for key, name in (("header", policy.promote.header), ("model", policy.promote.model)):
-        if _REFUSED_HEADER.fullmatch(name):
-            found.append((f"$.promote.{key}", f"`{name}` is not a header that may be set here"))
-    if (shared := policy.promote.owner_header) == policy.promote.model_header:
-        found.append(("$.promote", f"owner and model cannot stand in the same header, `{shared}`"))
-    if policy.body.timeout <= 0:
-        found.append(("$.body.timeout", "must be longer than nothing"))
-    return found
-
-
-__all__ = ["DocumentError", "Duration", "PolicyConfig", "default_policy", "parse_policy"]

@@ -1,36 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """decide(request, snapshot, policy) -> Decision: the one public verb of the policy.
 
-The order is design section 3's: pool, owners, models, readiness, the whens, the hint of an earlier filter. Per-model
-rules, `allow` and explicit routing come with a later version; the policy refuses their keys until then. Every stage
-writes down how many endpoints it left, so that `explain` shows what was done here and not what might have been.
+The order is design section 3's: pool, the model's rules, owners, models, readiness, the whens, the hint of an earlier
+filter. Every stage writes down how many endpoints it left, so that `explain` shows what was done here and not what might
+have been.
 """
 
 from urllib.parse import unquote
 
-import msgspec
-
-from extproc.policy.candidates import Candidates, Group, candidates
-from extproc.policy.config import Pass, PolicyConfig, Refuse
+from extproc.policy.candidates import Candidates, candidates
+from extproc.policy.config import Pass, PolicyConfig, Prefer, Refuse, Split
+from extproc.policy.route import SHOWN, forbidden, free, owner_required, route
+from extproc.policy.rules import order_of, rules_of
 from extproc.policy.types import (
     ANY,
     Answer,
     Decision,
-    Endpoint,
     InferenceRequest,
     PassThrough,
     Pool,
     Reason,
     Reject,
-    Restrict,
     Snapshot,
     Step,
     reject,
 )
 
 _MODELS = "/v1/models"
-_SHOWN = 128
-"""How much of a client's own text is repeated to it, in characters."""
 
 
 def decide(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfig) -> Decision:
@@ -45,14 +41,14 @@ def decide(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfig) 
     everything = found.group(ANY)
     steps.append(Step(f"pool {pool or 'union'}", everything.known, len(everything.ready)))
     if not request.interpreted:
-        return _free(request, Reason.PATH_NOT_INTERPRETED, everything, steps)
+        return free(request, Reason.PATH_NOT_INTERPRETED, everything, steps)
     if (malformed := _malformed(request, steps)) is not None:
         return malformed
     if lists_models(request) and (listing := _models(request, found, policy, steps)) is not None:
         return listing
     if (refused := _truncated(request, found, policy, steps)) is not None:
         return refused
-    return _route(request, engine_models(request, snapshot, pool), found, policy, steps)
+    return route(request, engine_models(request, snapshot, pool), found, policy, steps)
 
 
 def engine_models(request: InferenceRequest, snapshot: Snapshot, pool: Pool | None) -> tuple[str, ...]:
@@ -81,15 +77,22 @@ def asks_body(request: InferenceRequest, snapshot: Snapshot, policy: PolicyConfi
     unnamed_owner = not request.owners and bool(policy.sources.body)
     unnamed_model = not request.fixed_model and not request.header_model
     if isinstance(pool, PassThrough):
-        return (names_owner and unnamed_owner) or (names_model and unnamed_model)
+        named_by_model = unnamed_owner or (bool(policy.models) and unnamed_model)
+        return (names_owner and named_by_model) or (names_model and unnamed_model)
     if lists_models(request):
         return False
     if unnamed_owner:
         return True
+    if not unnamed_model:
+        return False
+    if policy.models or policy.routing:  # what is said of it may decide
+        return True
     if not request.owners and isinstance(policy.when_absent, Refuse):
         return False
     found = candidates(snapshot, policy, pool, decoding=request.scope.destination)
-    return unnamed_model and (names_model or _model_matters(found, policy))
+    # An owner that the policy has chosen gives way where nobody serves the model; one that is named does not.
+    chosen = not request.owners and isinstance(policy.when_absent, Prefer | Split)
+    return names_model or _model_matters(found, policy) or (chosen and found.any_listed)
 
 
 def promoted(request: InferenceRequest, policy: PolicyConfig) -> tuple[bool, bool]:
@@ -112,11 +115,13 @@ def _unpooled(request: InferenceRequest, policy: PolicyConfig, steps: list[Step]
     if (malformed := _malformed(request, steps)) is not None:
         return malformed
     unseen_owner = not request.owners and bool(policy.sources.body)
-    if request.truncated and isinstance(policy.when_truncated, Refuse) and (unseen_owner or not request.model):
+    rules = rules_of(policy, request.model)
+    if request.truncated and isinstance(rules.when_truncated, Refuse) and (unseen_owner or not request.model):
         return _cut(policy, steps, unseen_owner=unseen_owner)
-    if not request.owners and isinstance(policy.when_absent, Refuse):
-        return _owner_required(policy, steps)
-    return None
+    if not request.owners and isinstance(rules.when_absent, Refuse):
+        return owner_required(policy, steps)
+    owners, _ = order_of(request, policy)
+    return forbidden(request, owners, rules, steps) if owners else None
 
 
 def _malformed(request: InferenceRequest, steps: list[Step]) -> Reject | None:
@@ -158,8 +163,14 @@ def _truncated(
     """Only a prefix was seen, and what would decide is not in it."""
     unseen_owner = not request.owners and bool(policy.sources.body)
     _, names_model = promoted(request, policy)
-    unseen_model = not request.model and (names_model or _model_matters(found, policy))
-    if not request.truncated or isinstance(policy.when_truncated, Pass) or not (unseen_owner or unseen_model):
+    unseen_model = not request.model and (
+        names_model or bool(policy.models or policy.routing) or _model_matters(found, policy)
+    )
+    if (
+        not request.truncated
+        or isinstance(rules_of(policy, request.model).when_truncated, Pass)
+        or not (unseen_owner or unseen_model)
+    ):
         return None
     return _cut(policy, steps, unseen_owner=unseen_owner)
 
@@ -167,113 +178,6 @@ def _truncated(
 def _cut(policy: PolicyConfig, steps: list[Step], *, unseen_owner: bool) -> Reject:
     message = "the body is too large to find who shall serve it: name it in a header or in the query"
     return reject(Reason.BODY_TRUNCATED, message, policy.sources.body[0] if unseen_owner else "model", tuple(steps))
-
-
-def _route(
-    request: InferenceRequest, models: tuple[str, ...], found: Candidates, policy: PolicyConfig, steps: list[Step]
-) -> Decision:
-    """The first owner of the request with a ready endpoint that serves a model, or what the policy says instead."""
-    if policy.match.models == "any":
-        models = ()
-    everything = found.group(ANY)
-    if not request.owners and isinstance(policy.when_absent, Refuse):
-        return _owner_required(policy, steps)
-    if not request.owners and not models:
-        return _free(request, Reason.OWNER_ABSENT, everything, steps)
-    waiting, prefill = False, None
-    for owner in request.owners or (ANY,):
-        of_owner = found.group(owner)
-        if owner != ANY:
-            steps.append(Step(f"owner {owner}", len(everything.ready), len(of_owner.ready)))
-        group = found.group(owner, models)
-        if models:
-            steps.append(Step(f"model {', '.join(models)[:_SHOWN]}", len(of_owner.ready), len(group.ready)))
-        if group.answers:
-            return _matched(request, owner, group, everything, steps)
-        prefill = prefill or ((owner, group) if group.ready else None)
-        waiting = waiting or group.known > 0
-    if prefill is not None:  # the EPP may know what to do with them
-        return _matched(request, *prefill, everything, steps)
-    if waiting:
-        return _not_ready(request, steps)
-    return _unknown(request, models, found, policy, steps)
-
-
-def _matched(request: InferenceRequest, owner: str, group: Group, everything: Group, steps: list[Step]) -> Decision:
-    if owner != ANY:
-        return _restrict(request, group.ready, Reason.OWNER_MATCHED, owner, steps)
-    if len(group.ready) < len(everything.ready):
-        return _restrict(request, group.ready, Reason.MODEL_MATCHED, owner if request.owners else "", steps)
-    return _free(request, Reason.OWNER_ANY if request.owners else Reason.OWNER_ABSENT, group, steps)
-
-
-def _unknown(
-    request: InferenceRequest, models: tuple[str, ...], found: Candidates, policy: PolicyConfig, steps: list[Step]
-) -> Decision:
-    """No endpoint, ready or not, is what the request names."""
-    everything = found.group(ANY)
-    if not request.owners:
-        return _free(request, Reason.MODEL_UNKNOWN, everything, steps)
-    if models and found.listed.isdisjoint(models) and found.models_complete:
-        if isinstance(policy.when_unknown_model, Refuse):
-            message = f"no endpoint serves the model `{request.model[:_SHOWN]}`"
-            return reject(Reason.MODEL_NOT_FOUND, message, "model", tuple(steps))
-        # The model is let through; the owner still holds.
-        freed = msgspec.structs.replace(request, model="")
-        if any(found.knows(owner) for owner in request.owners):
-            decision = _route(freed, (), found, policy, steps)
-            if isinstance(decision, Restrict | PassThrough):
-                return msgspec.structs.replace(decision, reason=Reason.MODEL_UNKNOWN)
-            return decision
-    if ANY in request.owners:
-        return _free(request, Reason.MODEL_UNKNOWN if request.model else Reason.OWNER_ANY, everything, steps)
-    if isinstance(policy.when_unknown, Refuse):
-        if found.undecided:  # it may be the one that is asked for
-            return _not_ready(request, steps)
-        message = f"no endpoint is {_wanted(request)}"
-        return reject(Reason.OWNER_NOT_FOUND, message, request.param, tuple(steps))
-    return _free(request, Reason.OWNER_UNKNOWN, everything, steps)
-
-
-def _not_ready(request: InferenceRequest, steps: list[Step]) -> Reject:
-    message = f"no endpoint of {_wanted(request)} is ready"
-    return reject(Reason.NO_READY_ENDPOINT, message, request.param, tuple(steps))
-
-
-def _free(request: InferenceRequest, reason: Reason, group: Group, steps: list[Step]) -> Decision:
-    """Let it pass; where the answer names the destination, any endpoint that there is will do."""
-    if not request.scope.must_choose:
-        return PassThrough(reason, tuple(steps))
-    return _restrict(request, group.ready, reason, "", steps)
-
-
-def _restrict(
-    request: InferenceRequest, endpoints: tuple[Endpoint, ...], reason: Reason, owner: str, steps: list[Step]
-) -> Decision:
-    """These endpoints, as far as an earlier filter allows them."""
-    hint = request.scope.hint
-    if hint.endpoints is not None:
-        allowed = tuple(endpoint for endpoint in endpoints if hint.admits(endpoint))
-        steps.append(Step("subset hint", len(endpoints), len(allowed)))
-        endpoints = allowed
-    if not endpoints:
-        return reject(Reason.NO_READY_ENDPOINT, "no endpoint is ready for this request", "", tuple(steps))
-    return Restrict(endpoints, reason, owner, tuple(steps))
-
-
-def _owner_required(policy: PolicyConfig, steps: list[Step]) -> Reject:
-    sources = policy.sources
-    named = [*(f"header `{name}`" for name in sources.headers[:1])]
-    named += [f"query `{name}`" for name in sources.query[:1]] + [f"body `{name}`" for name in sources.body[:1]]
-    param = next(iter((*sources.headers, *sources.query, *sources.body)), "")
-    return reject(Reason.OWNER_REQUIRED, f"say who shall serve it: {', '.join(named)}", param, tuple(steps))
-
-
-def _wanted(request: InferenceRequest) -> str:
-    """What was asked for, in words: `sglang` or `vllm` with the model `x`."""
-    who = " or ".join(f"`{owner}`" for owner in request.owners if owner != ANY)
-    model = f"the model `{request.model[:_SHOWN]}`" if request.model else ""
-    return " with ".join(part for part in (who, model) if part) or "the pool"
 
 
 def lists_models(request: InferenceRequest) -> bool:
@@ -303,6 +207,6 @@ def _models(
     wanted = policy.model_aliases.get(wanted, wanted)
     one = tuple(entry for entry in entries if entry.id == wanted)[:1]
     if not one:
-        message = f"no endpoint serves the model `{wanted[:_SHOWN]}`"
+        message = f"no endpoint serves the model `{wanted[:SHOWN]}`"
         return reject(Reason.MODEL_NOT_FOUND, message, "model", tuple(steps))
     return Answer(one, single=True, steps=tuple(steps))

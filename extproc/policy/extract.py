@@ -122,7 +122,9 @@ def from_filter(request: InferenceRequest, owner: str, model: str, passed: Reaso
     `owner` is the one that won, "" if none was named; `passed` is why the request was let through, None if it was not.
     """
     owners = (owner,) if owner else ()
-    return msgspec.structs.replace(request, owners=owners, param="", model=model, malformed=None, passed=passed)
+    return msgspec.structs.replace(
+        request, owners=owners, param="", model=model, malformed=None, told=True, passed=passed
+    )
 
 
 def body_format(headers: Headers, *, end_of_stream: bool) -> BodyFormat | None:

@@ -157,7 +157,9 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     `mismatch` says that the body's model differs from the one in the gateway's header. `path` has no query; `interpreted` says
     that the policy is for it.
     `header_model` is the model that a header named, before aliases; `fixed_model` that the header decides and not the body.
-    `passed` is why a filter of ours before this one let the request pass, None if it did not.
+    `told` says that a filter of ours before this one has decided, `passed` why it let the request pass, None if it did not.
+    `drawn` is the order of
+    preference that the policy's `split` has drawn for a request that names no owner.
     """
 
     scope: Scope
@@ -172,7 +174,9 @@ class InferenceRequest(msgspec.Struct, frozen=True):
     truncated: bool = False
     mismatch: bool = False
     malformed: Malformed | None = None
+    told: bool = False
     passed: "Reason | None" = None
+    drawn: tuple[str, ...] = ()
 
 
 class Reason(StrEnum):
@@ -180,6 +184,10 @@ class Reason(StrEnum):
 
     # the answer narrows the pool
     OWNER_MATCHED = "owner-matched"
+    OWNER_PREFERRED = "owner-preferred"
+    OWNER_DRAWN = "owner-drawn"
+    OWNER_FALLBACK = "owner-fallback"
+    OWNER_ALLOWED = "owner-allowed"
     MODEL_MATCHED = "model-matched"
     # the request passes as it came
     OWNER_ABSENT = "owner-absent"

@@ -40,6 +40,11 @@ PICKER = Attachment.PICKER
 V1, S1 = "10.0.0.1:8000", "10.0.0.3:8000"
 LONG = b'{"owned_by": "sglang", "prompt": "' + b"x" * 130_000 + b'"}'
 STRIP = policy("body: {strip: true}\n")
+RULES = policy(
+    "whenAbsent: {action: split, weights: {vllm: 1, sglang: 1}}\n"
+    "models:\n- {model: m, allow: [sglang], whenAbsent: {action: prefer, owners: [tgi, sglang]}}\n"
+    "routing:\n- {model: m, owned_by: tgi, selector: {matchLabels: {llm-d.ai/engine-type: vllm}}}\n"
+)
 BODIES = [
     b'{"owned_by": "sglang", "model": "m"}',
     b'{"model": "m", "prompt": [{"engine": "vllm"}], "engine": "vllm"}',
@@ -125,7 +130,7 @@ requests = st.builds(
             destination(S1) | said("", "", "owner-absent", 0),
         ]
     ),
-    policy=st.sampled_from([DEFAULT, STRIP]),
+    policy=st.sampled_from([DEFAULT, STRIP, RULES]),
     asked=st.booleans(),
 )
 cut_lists = st.lists(st.integers(0, 200_000), max_size=6)
@@ -188,6 +193,7 @@ policies = st.sampled_from(
         policy("body: {maxBytes: 9}\n"),
         policy("sources: {body: []}\nwhenTruncated: {action: reject}\n"),
         policy("body: {strip: true}\npromote: {header: x-owner, model: x-model, reroute: true}\n"),
+        RULES,
     ]
 )
 

@@ -4,7 +4,9 @@
 import msgspec
 import pytest
 
-from extproc.policy.config import DocumentError, Duration, PolicyConfig, Promote, default_policy, parse_policy
+from extproc.policy.config import Duration, PolicyConfig, Promote, default_policy
+from extproc.policy.document import DocumentError
+from extproc.policy.loading import parse_policy
 from tests.builders import HEAD, policy
 
 DEFAULTS = {
@@ -208,20 +210,273 @@ def test_a_document_of_another_kind_is_refused(text: str, message: str) -> None:
     assert str(caught.value) == message
 
 
-LATER = {
-    "prefer": ("whenAbsent:\n  action: prefer\n  owners: [vllm]\n", "line 4, whenAbsent.action"),
-    "split": ("whenAbsent:\n  action: split\n  weights: {vllm: 1}\n", "line 4, whenAbsent.action"),
-    "fallback": ("whenUnready:\n  action: fallback\n  owners: [vllm]\n", "line 4, whenUnready.action"),
-    "models": ("models:\n- {model: a, allow: [vllm]}\n", "line 3, models"),
-    "routing": ("routing:\n- {model: a, owned_by: b, selector: {matchLabels: {app: x}}}\n", "line 3, routing"),
+WHENS = ("whenAbsent", "whenUnknown", "whenUnready", "whenTruncated")
+ENTRY = "- {{model: {}, owned_by: {}, selector: {{matchLabels: {{app: x}}}}}}\n"
+
+
+def routed(model: str, owner: str) -> dict[str, object]:
+    selector = {"matchLabels": {"app": "x"}, "matchExpressions": []}
+    return {"model": model, "owned_by": owner, "selector": selector}
+
+
+ACCEPTED: dict[str, tuple[str, dict[str, object]]] = {
+    # the document, and how it differs from the default once it is read
+    "prefer": (
+        "whenAbsent: {action: prefer, owners: [SGLang, vllm, '*']}\n",
+        {"whenAbsent": {"action": "prefer", "owners": ["SGLang", "vllm", "*"]}},
+    ),
+    "prefer anything": (
+        "whenAbsent: {action: prefer, owners: [any]}\n",
+        {"whenAbsent": {"action": "prefer", "owners": ["any"]}},
+    ),
+    "split": (
+        "whenAbsent: {action: split, weights: {vllm: 90, sglang: 10, tgi: 0}}\n",
+        {"whenAbsent": {"action": "split", "weights": {"vllm": 90, "sglang": 10, "tgi": 0}}},
+    ),
+    "fallback": (
+        "whenUnready: {action: fallback, owners: [vllm, '*']}\n",
+        {"whenUnready": {"action": "fallback", "owners": ["vllm", "*"]}},
+    ),
+    "a rule with nothing": (
+        "models:\n- {model: a}\n",
+        {"models": [dict.fromkeys(("allow", *WHENS)) | {"model": "a"}]},
+    ),
+    "a rule with everything": (
+        (
+            "models:\n- model: meta-llama/*\n  allow: [TRT-LLM, vllm]\n"
+            "  whenAbsent: {action: split, weights: {trtllm: 1}}\n  whenUnknown: {action: passthrough}\n"
+            "  whenUnready: {action: fallback, owners: [vllm]}\n  whenTruncated: {action: reject}\n"
+        ),
+        {
+            "models": [
+                {
+                    "model": "meta-llama/*",
+                    "allow": ["TRT-LLM", "vllm"],
+                    "whenAbsent": {"action": "split", "weights": {"trtllm": 1}},
+                    "whenUnknown": {"action": "passthrough"},
+                    "whenUnready": {"action": "fallback", "owners": ["vllm"]},
+                    "whenTruncated": {"action": "reject"},
+                }
+            ]
+        },
+    ),
+    "labels and expressions": (
+        (
+            "routing:\n- model: a\n  owned_by: vllm\n  selector:\n    matchLabels: {app: x}\n    matchExpressions:\n"
+            "    - {key: tier, operator: In, values: [a, '']}\n    - {key: tier, operator: NotIn, values: [b]}\n"
+            "    - {key: tier, operator: Exists}\n    - {key: gone, operator: DoesNotExist, values: []}\n"
+        ),
+        {
+            "routing": [
+                {
+                    "model": "a",
+                    "owned_by": "vllm",
+                    "selector": {
+                        "matchLabels": {"app": "x"},
+                        "matchExpressions": [
+                            {"key": "tier", "operator": "In", "values": ["a", ""]},
+                            {"key": "tier", "operator": "NotIn", "values": ["b"]},
+                            {"key": "tier", "operator": "Exists", "values": []},
+                            {"key": "gone", "operator": "DoesNotExist", "values": []},
+                        ],
+                    },
+                }
+            ]
+        },
+    ),
+    "one model and two owners, one owner and two models": (
+        "routing:\n" + "".join(ENTRY.format(*names) for names in (("a", "vllm"), ("a", "tgi"), ("b", "vllm"))),
+        {"routing": [routed("a", "vllm"), routed("a", "tgi"), routed("b", "vllm")]},
+    ),
 }
 
 
-@pytest.mark.parametrize(("text", "place"), LATER.values(), ids=LATER)
-def test_a_key_of_a_later_version_is_refused_and_never_ignored(text: str, place: str) -> None:
+@pytest.mark.parametrize(("text", "changes"), ACCEPTED.values(), ids=ACCEPTED)
+def test_a_rule_is_read_as_it_is_written(text: str, changes: dict[str, object]) -> None:
+    assert plain(policy(text)) == DEFAULTS | changes
+
+
+NAMELESS = "is not an owner: letters, digits and . _ / -"
+UNNAMED = "is not an owner here: name it"
+MISTAKES: dict[str, tuple[str, str]] = {
+    "prefer nobody": (
+        "whenAbsent:\n  action: prefer\n  owners: []\n",
+        "line 5, whenAbsent.owners: Expected `array` of length >= 1",
+    ),
+    "prefer without owners": (
+        "whenAbsent: {action: prefer}\n",
+        "line 3, whenAbsent: Object missing required field `owners`",
+    ),
+    "prefer no owner": (
+        "whenAbsent:\n  action: prefer\n  owners: [a b]\n",
+        f"line 5, whenAbsent.owners: `a b` {NAMELESS}",
+    ),
+    "prefer an empty owner": (
+        "whenAbsent:\n  action: prefer\n  owners: [vllm, ' ']\n",
+        f"line 5, whenAbsent.owners: ` ` {NAMELESS}",
+    ),
+    "prefer an owner that is too long": (
+        f"whenAbsent:\n  action: prefer\n  owners: [{'x' * 129}]\n",
+        f"line 5, whenAbsent.owners: `{'x' * 129}` {NAMELESS}",
+    ),
+    "prefer anything first": (
+        "whenAbsent:\n  action: prefer\n  owners: ['*', vllm]\n",
+        "line 5, whenAbsent.owners: `*` must be the last",
+    ),
+    "prefer any first": (
+        "whenAbsent:\n  action: prefer\n  owners: [Any, vllm]\n",
+        "line 5, whenAbsent.owners: `Any` must be the last",
+    ),
+    "prefer weights": (
+        "whenAbsent:\n  action: prefer\n  owners: [vllm]\n  weights: {vllm: 1}\n",
+        "line 6, whenAbsent: Object contains unknown field `weights`",
+    ),
+    "split between nobody": (
+        "whenAbsent:\n  action: split\n  weights: {}\n",
+        "line 5, whenAbsent.weights: Expected `object` of length >= 1",
+    ),
+    "split by no weight": (
+        "whenAbsent:\n  action: split\n  weights: {vllm: 0, sglang: 0}\n",
+        "line 5, whenAbsent.weights: no owner has a weight",
+    ),
+    "split by less than nothing": (
+        "whenAbsent:\n  action: split\n  weights: {vllm: -1}\n",
+        "line 5, whenAbsent.weights[...]: Expected `int` >= 0",
+    ),
+    "split by a part": (
+        "whenAbsent:\n  action: split\n  weights: {vllm: 0.5}\n",
+        "line 5, whenAbsent.weights[...]: Expected `int`, got `float`",
+    ),
+    "split to anything": (
+        "whenAbsent:\n  action: split\n  weights: {vllm: 1, '*': 1}\n",
+        f"line 5, whenAbsent.weights: `*` {UNNAMED}",
+    ),
+    "split to any": (
+        "whenAbsent:\n  action: split\n  weights: {any: 1}\n",
+        f"line 5, whenAbsent.weights: `any` {UNNAMED}",
+    ),
+    "split to no owner": (
+        "whenAbsent:\n  action: split\n  weights: {v@l: 1}\n",
+        f"line 5, whenAbsent.weights: `v@l` {NAMELESS}",
+    ),
+    "fall back to nobody": (
+        "whenUnready:\n  action: fallback\n  owners: []\n",
+        "line 5, whenUnready.owners: Expected `array` of length >= 1",
+    ),
+    "fall back to no owner": (
+        "whenUnready:\n  action: fallback\n  owners: [é]\n",
+        f"line 5, whenUnready.owners: `é` {NAMELESS}",
+    ),
+    "fall back to anything first": (
+        "whenUnready:\n  action: fallback\n  owners: ['*', vllm]\n",
+        "line 5, whenUnready.owners: `*` must be the last",
+    ),
+    "a rule without a model": (
+        "models:\n- {allow: [vllm]}\n",
+        "line 4, models[0]: Object missing required field `model`",
+    ),
+    "a rule for an empty name": (
+        "models:\n- {model: ''}\n",
+        "line 4, models[0].model: Expected `str` of length >= 1",
+    ),
+    "a rule with an unknown key": (
+        "models:\n- model: a\n- model: b\n  deny: [vllm]\n",
+        "line 6, models[1]: Object contains unknown field `deny`",
+    ),
+    "a rule that has no whenUnknownModel": (
+        "models:\n- model: a\n  whenUnknownModel: {action: reject}\n",
+        "line 5, models[0]: Object contains unknown field `whenUnknownModel`",
+    ),
+    "allow nobody": (
+        "models:\n- model: a\n  allow: []\n",
+        "line 5, models[0].allow: Expected `array` of length >= 1",
+    ),
+    "allow anything": ("models:\n- model: a\n  allow: ['*']\n", f"line 5, models[0].allow: `*` {UNNAMED}"),
+    "allow any": ("models:\n- model: a\n  allow: [vllm, ANY]\n", f"line 5, models[0].allow: `ANY` {UNNAMED}"),
+    "allow no owner": ("models:\n- model: a\n  allow: [a,b c]\n", f"line 5, models[0].allow: `b c` {NAMELESS}"),
+    "a rule's prefer": (
+        "models:\n- model: a\n- model: b\n  whenAbsent:\n    action: prefer\n    owners: [a b]\n",
+        f"line 8, models[1].whenAbsent.owners: `a b` {NAMELESS}",
+    ),
+    "a rule's split": (
+        "models:\n- model: a\n  whenAbsent:\n    action: split\n    weights: {vllm: 0}\n",
+        "line 7, models[0].whenAbsent.weights: no owner has a weight",
+    ),
+    "a rule's fallback": (
+        "models:\n- model: a\n  whenUnready:\n    action: fallback\n    owners: ['*', a]\n",
+        "line 7, models[0].whenUnready.owners: `*` must be the last",
+    ),
+    "route nothing": (
+        "routing:\n- {model: a, owned_by: vllm}\n",
+        "line 4, routing[0]: Object missing required field `selector`",
+    ),
+    "route an empty name": (
+        "routing:\n- {model: '', owned_by: vllm, selector: {matchLabels: {app: x}}}\n",
+        "line 4, routing[0].model: Expected `str` of length >= 1",
+    ),
+    "route an owner in camel case": (
+        "routing:\n- model: a\n  ownedBy: vllm\n",
+        "line 5, routing[0]: Object contains unknown field `ownedBy`",
+    ),
+    "route anything": (
+        "routing:\n- model: a\n  selector: {matchLabels: {app: x}}\n  owned_by: '*'\n",
+        f"line 6, routing[0].owned_by: `*` {UNNAMED}",
+    ),
+    "route no owner": (
+        "routing:\n- model: a\n  selector: {matchLabels: {app: x}}\n  owned_by: a b\n",
+        f"line 6, routing[0].owned_by: `a b` {NAMELESS}",
+    ),
+    "select everything": (
+        "routing:\n- model: a\n  owned_by: vllm\n  selector: {}\n",
+        "line 6, routing[0].selector: an empty selector would mean every endpoint",
+    ),
+    "select everything in words": (
+        "routing:\n- model: a\n  owned_by: vllm\n  selector: {matchLabels: {}, matchExpressions: []}\n",
+        "line 6, routing[0].selector: an empty selector would mean every endpoint",
+    ),
+    "an unknown key of a selector": (
+        "routing:\n- model: a\n  owned_by: vllm\n  selector:\n    app: x\n",
+        "line 7, routing[0].selector: Object contains unknown field `app`",
+    ),
+    **{
+        f"{operator}, {wrong}": (
+            (
+                "routing:\n- model: a\n  owned_by: vllm\n  selector:\n    matchExpressions:\n"
+                f"    - {{key: app, operator: Exists}}\n    - {{key: app, operator: {operator}{values}}}\n"
+            ),
+            f"line 9, routing[0].selector.matchExpressions[1]: `{operator}` {wrong}",
+        )
+        for operator, values, wrong in (
+            ("In", "", "needs values"),
+            ("NotIn", ", values: []", "needs values"),
+            ("Exists", ", values: [x]", "takes no values"),
+            ("DoesNotExist", ", values: [x]", "takes no values"),
+        )
+    },
+    "an unknown operator": (
+        "routing:\n- model: a\n  owned_by: vllm\n  selector:\n    matchExpressions: [{key: app, operator: in}]\n",
+        "line 7, routing[0].selector.matchExpressions[0].operator: Invalid enum value 'in'",
+    ),
+    "an expression about no label": (
+        "routing:\n- model: a\n  owned_by: vllm\n  selector:\n    matchExpressions: [{key: '', operator: Exists}]\n",
+        "line 7, routing[0].selector.matchExpressions[0].key: Expected `str` of length >= 1",
+    ),
+    "twins": (
+        "routing:\n" + ENTRY.format("a", "vllm") + ENTRY.format("b", "vllm") + ENTRY.format("a", "vllm"),
+        "line 6, routing[2]: the same model and owner as in routing[0]",
+    ),
+    "twins by an alias": (
+        "routing:\n" + ENTRY.format("a", "trtllm") + ENTRY.format("a", "TRT-LLM"),
+        "line 5, routing[1]: the same model and owner as in routing[0]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_wrong_rule_is_refused_with_its_line(text: str, message: str) -> None:
     with pytest.raises(DocumentError) as caught:
         policy(text)
-    assert str(caught.value) == f"{place}: not supported yet"
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(

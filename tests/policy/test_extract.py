@@ -501,7 +501,7 @@ def test_what_a_filter_before_us_has_found_out_takes_the_place_of_what_a_request
 ) -> None:
     request = read_head(x_owned_by=[header], x_gateway_model_name=["h"])
     assert from_filter(request, *told) == InferenceRequest(
-        scope=SCOPE, method="POST", path="/v1/chat/completions", header_model="h", **expected
+        scope=SCOPE, method="POST", path="/v1/chat/completions", header_model="h", told=True, **expected
     )
 
 

@@ -13,9 +13,11 @@ from extproc.envoy.messages import Phase
 from extproc.envoy.metadata import Pick
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.replies import Moment, Replies, Reply, Turn, compose
+from extproc.policy.candidates import engine
 from extproc.policy.decide import asks_body, decide
 from extproc.policy.extract import from_body, from_head
 from extproc.policy.pick import Load
+from extproc.policy.rules import drawn, rules_of
 from extproc.policy.types import (
     Endpoint,
     InferenceRequest,
@@ -37,6 +39,27 @@ POLICIES = [
     policy("match: {models: any, unlabeledAs: ''}\n"),
     policy("sources: {body: []}\nwhenUnknownModel: {action: passthrough}\n"),
     policy("guard: false\ndestinations: 1\n"),
+    policy("whenAbsent: {action: prefer, owners: [tgi, sglang]}\nwhenUnready: {action: fallback, owners: [vllm]}\n"),
+    policy(
+        "whenAbsent: {action: prefer, owners: [tgi, '*']}\nwhenUnready: {action: fallback, owners: [vllm, '*']}\n"
+        "models:\n- {model: a, allow: [vllm, tgi]}\n- {model: unknown, allow: [sglang]}\n"
+    ),
+    policy(
+        "whenUnknown: {action: passthrough}\nwhenUnknownModel: {action: passthrough}\nmodels:\n"
+        "- {model: a, allow: [sglang, nobody], whenAbsent: {action: split, weights: {vllm: 2, sglang: 1}}}\n"
+        "- {model: 'b*', whenAbsent: {action: reject}, whenUnready: {action: fallback, owners: [tgi]}}\n"
+        "- {model: '*', allow: [vllm, tgi], whenTruncated: {action: reject}}\n"
+    ),
+    policy(
+        "match: {models: any}\nwhenAbsent: {action: split, weights: {sglang: 1, tgi: 1}}\n"
+        "models:\n- {model: a, allow: [tgi]}\n"
+    ),
+    policy(
+        "sources: {body: []}\nmodels:\n- {model: a, whenAbsent: {action: prefer, owners: [vllm]}}\n"
+        "routing:\n- {model: a, owned_by: vllm, selector: {matchLabels: {llm-d.ai/engine-type: sglang}}}\n"
+        "- {model: unknown, owned_by: sglang, selector: "
+        "{matchExpressions: [{key: llm-d.ai/engine-type, operator: DoesNotExist}]}}\n"
+    ),
 ]
 
 models = st.none() | st.lists(st.sampled_from(["a", "b"]), unique=True, max_size=2).map(tuple)
@@ -65,6 +88,7 @@ requests = st.builds(
     param=st.just("owned_by"),
     model=st.sampled_from(["", *MODELS]),
     truncated=st.booleans(),
+    drawn=st.sampled_from([(), ("vllm", "sglang"), ("tgi", "nobody")]),
 )
 policies = st.sampled_from(POLICIES)
 
@@ -94,6 +118,18 @@ def test_where_a_destination_is_due_every_endpoint_decodes(
     assert all(e.decodes for e in getattr(decision, "endpoints", ()))
 
 
+@given(requests, pods, st.sampled_from([each for each in POLICIES if any(rule.allow for rule in each.models)]))
+def test_nobody_serves_a_model_who_is_not_allowed_to(
+    request: InferenceRequest, endpoints: list[Endpoint], policy_: Any
+) -> None:
+    allow = rules_of(policy_, request.model).allow
+    assume(allow is not None)
+    decision = decide(request, snapshot(*endpoints), policy_)
+    ready = [each for each in endpoints if each.ready]
+    may = ready if isinstance(decision, PassThrough) else getattr(decision, "endpoints", ())
+    assert {engine(each, policy_) for each in may} <= allow
+
+
 @given(requests, pods, policies, st.randoms(use_true_random=False))
 def test_the_order_of_the_endpoints_changes_nothing_but_the_order(
     request: InferenceRequest, endpoints: list[Endpoint], policy_: Any, random: Any
@@ -118,6 +154,7 @@ def test_an_endpoint_of_another_owner_changes_nothing_for_an_owner(
 ) -> None:
     decision = decide(request, snapshot(*endpoints), POLICIES[0])
     assume(isinstance(decision, Restrict) and decision.owner not in ("", "*"))
+    assume(any(each.decodes for each in getattr(decision, "endpoints", ())))  # else they were the last resort
     wider = decide(request, snapshot(*endpoints, endpoint(99, "another", served, ready)), POLICIES[0])
     assert isinstance(decision, Restrict)
     assert isinstance(wider, Restrict)
@@ -179,7 +216,7 @@ def test_a_body_that_is_not_asked_for_would_change_nothing(
     owners: tuple[str, ...], endpoints: list[Endpoint], policy_: Any, body: bytes
 ) -> None:
     headers = {":method": ["POST"], ":path": ["/v1/x"]} | ({"x-owned-by": [",".join(owners)]} if owners else {})
-    request = from_head(headers, Scope(CHAT), policy_)
+    request = drawn(from_head(headers, Scope(CHAT), policy_), policy_, lambda: "r-1")
     world = snapshot(*endpoints)
     assume(not asks_body(request, world, policy_))
 
@@ -189,7 +226,7 @@ def test_a_body_that_is_not_asked_for_would_change_nothing(
             return decision.status, decision.reason
         return type(decision), getattr(decision, "endpoints", ()), getattr(decision, "owner", "")
 
-    told = from_body(request, body, policy_, ended=True)
+    told = drawn(from_body(request, body, policy_, ended=True), policy_, lambda: "r-1")
     assert where(decide(told, world, policy_)) == where(decide(request, world, policy_))
 
 
@@ -273,6 +310,11 @@ PROMOTING = [
     policy("promote: {header: x-engine}\nsources: {body: []}\n"),
     policy("promote: {model: x-model}\nwhenUnknownModel: {action: passthrough}\n"),
     policy("promote: {header: x-engine, model: x-model}\nwhenAbsent: {action: reject}\n"),
+    policy("promote: {header: x-engine}\nwhenAbsent: {action: prefer, owners: [tgi, '*']}\n"),
+    policy(
+        "promote: {header: x-engine}\nmodels:\n- {model: a, allow: [vllm]}\n"
+        "- {model: b, whenAbsent: {action: split, weights: {vllm: 1, sglang: 1}}}\n"
+    ),
 ]
 
 
@@ -293,7 +335,7 @@ def test_a_body_that_is_not_asked_for_would_change_no_header_that_names_owner_or
     known: bool,  # noqa: FBT001 - drawn
 ) -> None:
     headers = {":method": ["POST"], ":path": ["/v1/x"]} | ({"x-owned-by": [",".join(owners)]} if owners else {})
-    request = from_head(headers, scope, policy_)
+    request = drawn(from_head(headers, scope, policy_), policy_, lambda: "r-1")
     world = snapshot(*endpoints) if known else Snapshot()
     assume(not asks_body(request, world, policy_))
     replies = Replies(world, policy_)
@@ -304,4 +346,5 @@ def test_a_body_that_is_not_asked_for_would_change_no_header_that_names_owner_or
             return reply.reason
         return pb.ProcessingResponse.FromString(reply.prefix).request_headers
 
-    assert named(from_body(request, body, policy_, ended=True)) == named(request)
+    told = drawn(from_body(request, body, policy_, ended=True), policy_, lambda: "r-1")
+    assert named(told) == named(request)

@@ -16,7 +16,7 @@ from extproc.envoy.binding import Binding
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
-from extproc.policy.config import parse_policy
+from extproc.policy.loading import parse_policy
 from extproc.policy.pick import Load
 from extproc.policy.types import Endpoint, Model, Pool, Snapshot
 from extproc.server import extproc
