@@ -16,7 +16,19 @@ from extproc.policy.config import PolicyConfig
 from extproc.policy.extract import from_head
 from extproc.policy.loading import parse_policy
 from extproc.policy.pick import Loads
-from extproc.policy.types import Endpoint, InferenceRequest, Model, Pool, Scope, Snapshot
+from extproc.policy.types import (
+    Answer,
+    Decision,
+    Endpoint,
+    InferenceRequest,
+    Model,
+    PassThrough,
+    Pool,
+    Reject,
+    Restrict,
+    Scope,
+    Snapshot,
+)
 
 CHAT = Pool("default", "chat")
 LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
@@ -73,6 +85,25 @@ def head(policy_: PolicyConfig | None = None, scope: Scope | None = None, **head
     said = {":method": ["POST"], ":path": ["/v1/chat/completions"]}
     said |= {name.replace("_", "-"): [value] for name, value in headers.items()}
     return from_head(said, scope or Scope(CHAT), policy_ or policy())
+
+
+def asking(*owners: str, model: str = "", **more: Any) -> InferenceRequest:
+    """What a client asks for that names these owners in the header x-owned-by."""
+    given = {"scope": Scope(CHAT), "method": "POST", "path": "/v1/x", "param": "x-owned-by" if owners else ""} | more
+    return InferenceRequest(owners=owners, model=model, **given)
+
+
+def outcome(decision: Decision) -> tuple[Any, ...]:
+    """A decision in short: where to, why, for whom."""
+    match decision:
+        case Restrict(endpoints, reason, owner):
+            return (*(each.name for each in endpoints), reason.value, owner)
+        case PassThrough(reason):
+            return ("pass", reason.value)
+        case Reject(status, reason, _, param):
+            return (status, reason.value, param)
+        case Answer(models):
+            return tuple((model.id, model.owned_by) for model in models)
 
 
 def struct(value: dict[str, Any]) -> Struct:

@@ -72,7 +72,7 @@ def drawn(request: InferenceRequest, policy: PolicyConfig, identity: Callable[[]
 
     `identity()` is the request's own (`x-request-id`): every replica and every retry draws the same.
     """
-    if request.owners or request.malformed or request.told or not request.interpreted:
+    if not _draws(policy) or request.owners or request.malformed or request.told or not request.interpreted:
         return request
     split = rules_of(policy, request.model).when_absent
     if not isinstance(split, Split):  # what was drawn before its model was known does not hold
@@ -81,6 +81,11 @@ def drawn(request: InferenceRequest, policy: PolicyConfig, identity: Callable[[]
     for owner, weight in split.weights.items():
         weights[policy.normal(owner)] = weights.get(policy.normal(owner), 0) + weight
     return msgspec.structs.replace(request, drawn=draw(weights, identity()))
+
+
+@lru_cache(maxsize=8)
+def _draws(policy: PolicyConfig) -> bool:
+    return any(isinstance(when, Split) for when in (policy.when_absent, *(rule.when_absent for rule in policy.models)))
 
 
 def draw(weights: Mapping[str, int], identity: str) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from tests.builders import (
     DEST,
     LLAMA,
     SPOOFABLE,
+    asking,
     attempts,
     before,
     body_goes_on,
@@ -52,11 +53,6 @@ V1, V2, S1 = endpoint(1, "vllm"), endpoint(2, "vllm"), endpoint(3, "sglang")
 WORLD = snapshot(V1, V2, S1)
 V6 = endpoint(6, "v6", address="fd00::6")
 KEY = "x-gateway-destination-endpoint-subset"
-
-
-def asking(*owners: str, model: str = "", **more: Any) -> InferenceRequest:
-    given = {"scope": Scope(CHAT), "method": "POST", "path": "/v1/x", "param": "x-owned-by" if owners else ""} | more
-    return InferenceRequest(owners=owners, model=model, **given)
 
 
 def reply(  # what a reply depends on

@@ -9,9 +9,7 @@ import pytest
 from extproc.policy.decide import asks_body, decide, promoted, reroutes
 from extproc.policy.types import (
     Answer,
-    Decision,
     Endpoint,
-    InferenceRequest,
     Malformed,
     Model,
     ModelEntry,
@@ -26,7 +24,7 @@ from extproc.policy.types import (
     Step,
     SubsetHint,
 )
-from tests.builders import CHAT, LLAMA, QWEN, endpoint, policy, snapshot
+from tests.builders import CHAT, LLAMA, QWEN, asking, endpoint, outcome, policy, snapshot
 
 V1 = endpoint(1, "vllm", (LLAMA,))
 V2 = endpoint(2, "vllm", (QWEN,))
@@ -34,24 +32,6 @@ S1 = endpoint(3, "sglang", (LLAMA,))
 S2 = endpoint(4, "sglang", (LLAMA,), ready=False)
 T1 = endpoint(5, "tgi", (LLAMA,), ready=False)
 WORLD = snapshot(V1, V2, S1, S2, T1)
-
-
-def asking(*owners: str, model: str = "", **more: Any) -> InferenceRequest:
-    given = {"scope": Scope(CHAT), "method": "POST", "path": "/v1/chat/completions", "param": "x-owned-by"} | more
-    return InferenceRequest(owners=owners, model=model, **given)
-
-
-def outcome(decision: Decision) -> tuple[Any, ...]:
-    """The decision in short: where to, why, for whom."""
-    match decision:
-        case Restrict(endpoints, reason, owner):
-            return (*(e.name for e in endpoints), reason.value, owner)
-        case PassThrough(reason):
-            return ("pass", reason.value)
-        case Reject(status, reason, _, param):
-            return (status, reason.value, param)
-        case Answer(models):
-            return tuple((m.id, m.owned_by) for m in models)
 
 
 def test_a_matched_owner_is_a_whole_decision() -> None:

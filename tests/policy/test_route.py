@@ -11,7 +11,6 @@ from extproc.policy.types import (
     Decision,
     Endpoint,
     InferenceRequest,
-    PassThrough,
     Pool,
     Reason,
     Reject,
@@ -22,7 +21,7 @@ from extproc.policy.types import (
     Step,
     SubsetHint,
 )
-from tests.builders import CHAT, endpoint, head, policy, snapshot
+from tests.builders import CHAT, asking, endpoint, head, outcome, policy, snapshot
 
 V1 = endpoint(1, "vllm", ("a", "b"))
 V2 = endpoint(2, "vllm", ("a",))
@@ -30,23 +29,6 @@ S3 = endpoint(3, "sglang", ("a",))
 T4 = endpoint(4, "tgi", ("a",), ready=False)
 M5 = endpoint(5, "mlx", ("c",), ready=False)
 WORLD = snapshot(V1, V2, S3, T4, M5)
-
-
-def asking(*owners: str, model: str = "", **more: Any) -> InferenceRequest:
-    given = {"scope": Scope(CHAT), "method": "POST", "path": "/v1/x", "param": "x-owned-by" if owners else ""} | more
-    return InferenceRequest(owners=owners, model=model, **given)
-
-
-def outcome(decision: Decision) -> tuple[Any, ...]:
-    """The decision in short: where to, why, for whom."""
-    match decision:
-        case Restrict(endpoints, reason, owner):
-            return (*(each.name for each in endpoints), reason.value, owner)
-        case PassThrough(reason):
-            return ("pass", reason.value)
-        case Reject(status, reason, _, param):
-            return (status, reason.value, param)
-    raise AssertionError(decision)
 
 
 def allow(*owners: str, model: str = "'*'", more: str = "") -> str:

@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 
 from extproc.policy.config import Fallback, Pass, Prefer, Refuse, Split
 from extproc.policy.rules import Rules, draw, drawn, order_of, route_of, rules_of
-from extproc.policy.types import InferenceRequest, Malformed, Reason, Scope
-from tests.builders import CHAT, LLAMA, QWEN, policy
-
-
-def asking(*owners: str, model: str = "", **more: Any) -> InferenceRequest:
-    return InferenceRequest(Scope(CHAT), "POST", "/v1/x", owners, "x-owned-by", model, **more)
-
+from extproc.policy.types import InferenceRequest, Malformed, Reason
+from tests.builders import LLAMA, QWEN, asking, policy
 
 # rules_of
 
