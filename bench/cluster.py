@@ -97,7 +97,7 @@ async def watcher(control_plane: ControlPlane, namespace: str) -> AsyncIterator[
 
 async def unready(server: Server) -> int:
     """How many endpoints of the snapshot are not ready, by the server's own gauge."""
-    text = (await send(server.metrics_port, "GET", "/metrics/")).body.decode()
+    text = (await send(server.metrics_port, "GET", "/metrics")).body.decode()
     line = next(line for line in text.splitlines() if line.startswith("owned_by_endpoints") and 'ready="false"' in line)
     return int(float(line.rpartition(" ")[2]))
 

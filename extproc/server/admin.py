@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 PROBES: Final = ("/healthz", "/readyz")
@@ -47,7 +47,18 @@ def admin_app(ready: Callable[[], bool], pages: dict[str, Page], address: str) -
 
 def metrics_app(registry: CollectorRegistry) -> ASGIApp:
     """`/metrics` in Prometheus' formats."""
-    return Starlette(routes=[Mount("/metrics", make_asgi_app(registry))])
+    # A mount answers the path without a slash behind it with a redirect, which a scraper or curl need not follow.
+    return Starlette(routes=[Route("/metrics", _Served(make_asgi_app(registry)))])
+
+
+class _Served:
+    """An ASGI application as a route takes it: a plain function would be taken for one that answers a Request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
 
 
 class _SameSite:

@@ -48,7 +48,7 @@ def nobody() -> Iterator[int]:
 
 
 async def metric(stage: Stage, name: str) -> float:
-    text = (await send(stage.server.metrics_port, "GET", "/metrics/")).body.decode()
+    text = (await send(stage.server.metrics_port, "GET", "/metrics")).body.decode()
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
 
 

@@ -114,7 +114,7 @@ async def pods(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]
 
 
 async def served_metric(stage: Stage) -> dict[str, float]:
-    text = (await send(stage.server.metrics_port, "GET", "/metrics/")).body.decode()
+    text = (await send(stage.server.metrics_port, "GET", "/metrics")).body.decode()
     lines = [line for line in text.splitlines() if line.startswith("owned_by_served_total")]
     return {line.partition('endpoint="')[2].partition('"')[0]: float(line.rpartition(" ")[2]) for line in lines}
 

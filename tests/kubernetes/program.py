@@ -72,7 +72,7 @@ class Program:
 
     async def metrics(self) -> dict[str, float]:
         """Every sample, by its name and labels as the page writes them."""
-        text = (await send(self.server.metrics_port, "GET", "/metrics/")).body.decode()
+        text = (await send(self.server.metrics_port, "GET", "/metrics")).body.decode()
         pairs = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in pairs}
 

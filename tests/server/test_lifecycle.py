@@ -129,7 +129,7 @@ async def test_changed_files_take_effect_and_bad_ones_are_refused_and_told(files
         refused = await next_line("not loaded, the last good one stays")
         shown = await page(server, "/configz")
         ready = await page(server, "/statusz")
-        metrics = (await send(server.metrics_port, "GET", "/metrics/")).body.decode()
+        metrics = (await send(server.metrics_port, "GET", "/metrics")).body.decode()
         endpoints = await page(server, "/endpointz")
         (files / "policy.yaml").write_text(POLICY % 5)
         await next_line("loaded")
