@@ -5,6 +5,7 @@ Every stage writes down how many endpoints it left.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import msgspec
 
@@ -53,47 +54,38 @@ def route(
     return _not_ready(request, steps)
 
 
+@dataclass
 class _Search:
     """Who of an order of owners has a ready endpoint; `waiting` is whether one has endpoints, none of them ready.
 
     `models` is what the engines call the model, empty if it does not count; `names` all of its names.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a decision looks at
-        self,
-        request: InferenceRequest,
-        models: tuple[str, ...],
-        names: Collection[str],
-        found: Candidates,
-        policy: PolicyConfig,
-        rules: Rules,
-        steps: list[Step],
-    ) -> None:
-        self.waiting = False
-        self._request = request
-        self._models = models
-        self._names = names
-        self._found = found
-        self._policy = policy
-        self._rules = rules
-        self._steps = steps
+    request: InferenceRequest
+    models: tuple[str, ...]
+    names: Collection[str]
+    found: Candidates
+    policy: PolicyConfig
+    rules: Rules
+    steps: list[Step]
+    waiting: bool = False
 
     def first(self, owners: tuple[str, ...], reason: Reason) -> Decision | None:
         """The decision for the first owner that will do, None if none does."""
-        everything = self._found.group(ANY)
+        everything = self.found.group(ANY)
         prefill = None
         for owner in owners:
-            if owner != ANY and not allowed(owner, self._rules):
+            if owner != ANY and not allowed(owner, self.rules):
                 continue
-            route = route_of(self._policy, self._names, owner) if owner != ANY else None
-            of_owner = self._found.group(owner, (), self._rules.allow, route)
-            if owner != ANY or self._rules.allow is not None:
+            route = route_of(self.policy, self.names, owner) if owner != ANY else None
+            of_owner = self.found.group(owner, (), self.rules.allow, route)
+            if owner != ANY or self.rules.allow is not None:
                 by = "routing" if route else "allowed" if owner == ANY else f"owner {owner}"
-                self._steps.append(Step(by, len(everything.ready), len(of_owner.ready)))
-            group = self._found.group(owner, self._models, self._rules.allow, route)
-            if self._models:
-                shown = ", ".join(self._models)[:SHOWN]
-                self._steps.append(Step(f"model {shown}", len(of_owner.ready), len(group.ready)))
+                self.steps.append(Step(by, len(everything.ready), len(of_owner.ready)))
+            group = self.found.group(owner, self.models, self.rules.allow, route)
+            if self.models:
+                shown = ", ".join(self.models)[:SHOWN]
+                self.steps.append(Step(f"model {shown}", len(of_owner.ready), len(group.ready)))
             if group.answers:
                 return self._matched(owner, group, everything, reason)
             prefill = prefill or ((owner, group) if group.ready else None)
@@ -102,11 +94,11 @@ class _Search:
         return self._matched(*prefill, everything, reason) if prefill else None
 
     def _matched(self, owner: str, group: Group, everything: Group, reason: Reason) -> Decision:
-        request, steps = self._request, self._steps
+        request, steps = self.request, self.steps
         if owner != ANY:
             return _restrict(request, group.ready, reason, owner, steps)
         if len(group.ready) < len(everything.ready):
-            narrowed = len(group.ready) < len(self._found.group(ANY, self._models).ready)
+            narrowed = len(group.ready) < len(self.found.group(ANY, self.models).ready)
             why = Reason.OWNER_ALLOWED if narrowed else Reason.MODEL_MATCHED
             return _restrict(request, group.ready, why, owner if request.owners else "", steps)
         return free(request, Reason.OWNER_ANY if request.owners else Reason.OWNER_ABSENT, group, steps)
