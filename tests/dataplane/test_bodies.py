@@ -20,12 +20,12 @@ from tests.dataplane.stage import Stage, hosts, stage
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STREAMED = [Bodies.STREAM, Bodies.DUPLEX]
-RULES = ", body: {strip: true, maxBytes: 200000, timeout: 1s}, promote: {header: x-gateway-owner, reroute: true}"
+RULES = ", body: {strip: true, maxBytes: 200000, timeout: 2s}, promote: {header: x-gateway-owner, reroute: true}"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def pods(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    """A server that takes owners out of bodies, names them in a header, and holds at most 200,000 bytes for a second."""
+    """A server that takes owners out of bodies, names them in a header, and holds at most 200,000 bytes for two seconds."""
     async with contextlib.AsyncExitStack() as stack:
         yield await stage(stack, tmp_path_factory.mktemp("bodies"), hosts(1), hold=False, rules=RULES)
 

@@ -16,6 +16,7 @@ from extproc.envoy.binding import Binding
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
+from extproc.policy.config import PolicyConfig, default_policy
 from extproc.policy.loading import parse_policy
 from extproc.policy.pick import Load
 from extproc.policy.types import Endpoint, Model, Pool, Snapshot
@@ -34,20 +35,23 @@ SNAPSHOT = Snapshot(
         )
     },
 )
-POLICY = parse_policy(b"{apiVersion: owned-by/v1alpha1, kind: OwnedByPolicy, body: {timeout: 100ms}}")
+IMPATIENT = parse_policy(b"{apiVersion: owned-by/v1alpha1, kind: OwnedByPolicy, body: {timeout: 100ms}}")
 
 
 class Running:
     """A server on a free port, and what it wrote and counted."""
 
-    def __init__(self, *, snapshot: Any = lambda: SNAPSHOT, loads: Any = dict) -> None:
+    def __init__(
+        self, policy: PolicyConfig | None = None, *, snapshot: Any = lambda: SNAPSHOT, loads: Any = dict
+    ) -> None:
+        policy = policy or default_policy()
         self.stream = io.BytesIO()
         self.metrics = Metrics()
         logger = make_logger("json", "info", self.stream)
         self.processor = ExternalProcessor(
             Binding(),
             snapshot,
-            lambda: POLICY,
+            lambda: policy,
             logger,
             DecisionLog(logger, "json", "info", lambda _, flush: flush(), self.stream),
             self.metrics,
@@ -237,8 +241,14 @@ async def test_the_body_is_asked_for_as_the_filter_says(channel: grpc.aio.Channe
     assert answers == ["request_headers", "request_body", "request_body"]
 
 
-async def test_a_body_that_comes_byte_by_byte_is_a_408(channel: grpc.aio.Channel) -> None:
-    stream = call(channel, {names.ATTACHMENT: "picker"})
+@pytest.fixture
+async def impatient() -> AsyncIterator[grpc.aio.Channel]:
+    async with serving(Running(IMPATIENT)) as opened:
+        yield opened
+
+
+async def test_a_body_that_comes_byte_by_byte_is_a_408(impatient: grpc.aio.Channel) -> None:
+    stream = call(impatient, {names.ATTACHMENT: "picker"})
     await stream.write(headers(mode=pb.ProcessingMode.FULL_DUPLEX_STREAMED))
 
     async def trickle() -> None:
@@ -254,8 +264,8 @@ async def test_a_body_that_comes_byte_by_byte_is_a_408(channel: grpc.aio.Channel
     assert answer.immediate_response.status.code == 408
 
 
-async def test_a_body_that_does_not_come_is_a_408(channel: grpc.aio.Channel) -> None:
-    stream = call(channel, {names.ATTACHMENT: "picker"})
+async def test_a_body_that_does_not_come_is_a_408(impatient: grpc.aio.Channel) -> None:
+    stream = call(impatient, {names.ATTACHMENT: "picker"})
     await stream.write(headers(mode=pb.ProcessingMode.FULL_DUPLEX_STREAMED))
     answer = await stream.read()
 
