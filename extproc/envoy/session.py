@@ -120,8 +120,8 @@ class Session:
         return self._whole_answer
 
     @property
-    def asked(self) -> bool:
-        """Whether a request has come, or what is asked of it is still to come."""
+    def begun(self) -> bool:
+        """Whether the request's headers have come."""
         return self._request is not None
 
     def reopen(self) -> None:

@@ -14,6 +14,8 @@ from extproc.policy.config import Fallback, PassOrRefuse, PolicyConfig, Prefer, 
 from extproc.policy.types import ANY, InferenceRequest, Reason
 
 _WIDTH = 2**64
+_SHORT = 256
+"""Models with names up to this length are remembered: what a client can make us keep stays small."""
 
 
 class Rules(NamedTuple):
@@ -28,9 +30,15 @@ class Rules(NamedTuple):
     fallback: tuple[str, ...] = ()
 
 
-@lru_cache(maxsize=1024)
 def rules_of(policy: PolicyConfig, model: str) -> Rules:
     """The rules for a model ("" if none was named, which only a pattern such as `*` matches)."""
+    if not policy.models:
+        model = ""  # they are the same for all
+    return (_rules if len(model) <= _SHORT else _rules.__wrapped__)(policy, model)
+
+
+@lru_cache(maxsize=1024)
+def _rules(policy: PolicyConfig, model: str) -> Rules:
     rule = next((rule for rule in policy.models if fnmatchcase(model, rule.model)), None)
     when_absent = (rule and rule.when_absent) or policy.when_absent
     when_unready = (rule and rule.when_unready) or policy.when_unready

@@ -109,7 +109,7 @@ class ExternalProcessor:
         try:
             return await self._converse(session, _Stream(context, session))
         finally:
-            if session.asked and session.outcome is None:
+            if session.begun and session.outcome is None:
                 self._metrics.undecided.inc()
 
     async def _converse(self, session: Session, stream: "_Stream") -> bytes:

@@ -399,17 +399,6 @@ ASKS: dict[str, tuple[Snapshot, str, tuple[str, ...], dict[str, Any], bool]] = {
 }
 
 
-@pytest.mark.parametrize(("world", "text", "owners", "more", "asked"), ASKS.values(), ids=ASKS)
-def test_the_body_is_asked_for_if_it_could_change_the_decision(
-    world: Snapshot,
-    text: str,
-    owners: tuple[str, ...],
-    more: dict[str, Any],
-    asked: bool,  # noqa: FBT001 - a column
-) -> None:
-    assert asks_body(asking(*owners, **more), world, policy(text)) is asked
-
-
 NAMES_OWNER = "promote: {header: x-engine}\n"
 NAMES_MODEL = "promote: {model: x-model}\n"
 FRONT = Scope(CHAT, union=True, promotes=True)
@@ -464,8 +453,10 @@ PROMOTES: dict[str, tuple[Snapshot, str, tuple[str, ...], dict[str, Any], bool]]
 }
 
 
-@pytest.mark.parametrize(("world", "text", "owners", "more", "asked"), PROMOTES.values(), ids=PROMOTES)
-def test_the_body_is_asked_for_if_it_could_change_what_is_named_in_a_header(
+@pytest.mark.parametrize(
+    ("world", "text", "owners", "more", "asked"), [*ASKS.values(), *PROMOTES.values()], ids=[*ASKS, *PROMOTES]
+)
+def test_the_body_is_asked_for_if_it_could_change_the_decision_or_what_a_header_names(
     world: Snapshot,
     text: str,
     owners: tuple[str, ...],

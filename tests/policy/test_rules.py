@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.policy import rules
 from extproc.policy.config import Fallback, Pass, Prefer, Refuse, Split
 from extproc.policy.rules import Rules, draw, drawn, order_of, route_of, rules_of
 from extproc.policy.types import InferenceRequest, Malformed, Reason
@@ -303,3 +304,11 @@ def test_any_id_can_be_drawn_by(weights: dict[str, int], identity: str) -> None:
 def test_weights_of_one_owner_under_two_spellings_add_up() -> None:
     rules = policy("whenAbsent: {action: split, weights: {vLLM: 90, vllm: 0}}\n")
     assert drawn(asking(), rules, lambda: "r").drawn == ("vllm",)
+
+
+def test_what_a_client_calls_a_model_is_not_kept_however_long_it_is() -> None:
+    named = policy("models: [{model: 'm*', allow: [vllm]}]\n")
+    before = rules._rules.cache_info().currsize
+
+    assert rules.rules_of(named, "m" * 257).allow == {"vllm"}
+    assert rules._rules.cache_info().currsize == before
