@@ -62,7 +62,7 @@ protos: setup ## generate extproc/envoy/pb from protos/
 lock: setup ## pin the dependencies again (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --no-header --quiet --output-file requirements/run.txt
-	uv pip compile pyproject.toml --extra demo --group dev --constraint requirements/run.txt --universal \
+	uv pip compile pyproject.toml --extra demo --extra otel --group dev --constraint requirements/run.txt --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet \
 	  --output-file requirements/dev.txt
 	uv pip compile --group pyproject.toml:xds --constraint requirements/dev.txt --universal --python-version 3.11 \
