@@ -57,8 +57,7 @@ def mistakes(policy: PolicyConfig) -> Iterator[Mistake]:
     for number, rule in enumerate(policy.models):
         yield from _names(policy, f"$.models[{number}].allow", rule.allow or ())
         yield from _actions(policy, rule, f"$.models[{number}]")
-    for number, route in enumerate(policy.routing):
-        yield from _route(policy, number, route)
+    yield from misrouted(policy)
     yield from _promote(policy)
     if policy.body.timeout <= 0:
         yield "$.body.timeout", "must be longer than nothing"
@@ -88,6 +87,12 @@ def _names(policy: PolicyConfig, place: str, owners: tuple[str, ...], *, ordered
                 yield place, f"`{owner}` must be the last"
         elif not OWNER.fullmatch(normal):
             yield place, f"`{owner}` is not an owner: letters, digits and . _ / -"
+
+
+def misrouted(policy: PolicyConfig) -> Iterator[Mistake]:
+    """What the types cannot say of the routing entries."""
+    for number, route in enumerate(policy.routing):
+        yield from _route(policy, number, route)
 
 
 def _route(policy: PolicyConfig, number: int, route: Route) -> Iterator[Mistake]:

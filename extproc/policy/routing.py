@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The routing entries that the admin API keeps: a document of its own, merged last into the operators' policy.
+
+So the policy can come from Git and stay as it is there, and an entry that is made at run time is still in every replica.
+What keeps the document is a RoutingStore: a ConfigMap or a file (see discovery/), which the admin API knows by nothing else.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol
+
+import msgspec
+import yaml
+
+from extproc.policy.config import PolicyConfig, Route, default_policy
+from extproc.policy.document import Document
+from extproc.policy.loading import misrouted
+
+Routes = tuple[Route, ...]
+
+
+class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    api_version: Literal["owned-by/v1alpha1"]
+    kind: Literal["OwnedByRouting"]
+    routing: Routes = ()
+
+
+class Routing(msgspec.Struct, frozen=True):
+    """What is stored, and the version of the store that says it: opaque, another with each change, "" if nothing is."""
+
+    routes: Routes = ()
+    version: str = ""
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """Why the store did not do it, in words for an operator; nothing was changed.
+
+    `conflict`: it is not at the version that was meant, or others kept changing it. `read_only`: we may not write there.
+    `unreadable`: what is stored is no routing document, and would be lost. `unavailable`: it cannot be reached now.
+    """
+
+    code: Literal["conflict", "read_only", "unreadable", "unavailable"]
+    message: str
+
+
+Edit = Callable[[Routes], Routes]
+
+
+class RoutingStore(Protocol):
+    """Where the entries are kept."""
+
+    async def read(self) -> Routing | Refused:
+        """What is stored now."""
+
+    async def change(self, edit: Edit, version: str = "") -> Routing | Refused:
+        """Store what `edit` makes of what is stored, and say what is stored then.
+
+        With a `version` only if that is the present one. Without, `edit` may be called again, with what somebody else has
+        stored meanwhile: nothing of theirs is lost. What `edit` leaves as it is, is not written.
+        """
+
+
+def parse_routing(text: bytes) -> Routes:
+    """Read a routing document; none if the text is empty. Raises DocumentError with path and line for a mistake."""
+    if not text.strip():
+        return ()
+    document = Document(text)
+    routes = document.convert(_Stored).routing
+    for path, message in misrouted(msgspec.structs.replace(default_policy(), routing=routes)):
+        raise document.fail(path, message)
+    return routes
+
+
+def routing_document(routes: Routes) -> str:
+    """The document that `parse_routing` reads."""
+    stored = {"apiVersion": "owned-by/v1alpha1", "kind": "OwnedByRouting", "routing": [*map(plain, routes)]}
+    return yaml.safe_dump(stored, sort_keys=False, width=1_000_000)
+
+
+def plain(route: Route) -> dict[str, Any]:
+    """An entry as it is written and shown: what the selector does not say is left out."""
+    found: dict[str, Any] = msgspec.to_builtins(route, builtin_types=())
+    found["selector"] = {key: value for key, value in found["selector"].items() if value}
+    return found
+
+
+def with_routes(policy: PolicyConfig, routes: Routes) -> PolicyConfig:
+    """The policy with these entries: one for a model and owner that the policy has an entry for takes its place."""
+    if not routes:
+        return policy
+    found = {(route.model, policy.normal(route.owned_by)): route for route in (*policy.routing, *routes)}
+    return msgspec.structs.replace(policy, routing=tuple(found.values()))
+
+
+def put(route: Route) -> Edit:
+    """Store an entry, in the place of one for the same model and owner."""
+
+    def edit(routes: Routes) -> Routes:
+        same = [number for number, each in enumerate(routes) if _names(each) == _names(route)]
+        if not same:
+            return (*routes, route)
+        if routes[same[0]].selector == route.selector:
+            return routes
+        return tuple(route if number == same[0] else each for number, each in enumerate(routes))
+
+    return edit
+
+
+def remove(model: str, owned_by: str) -> Edit:
+    """Forget the entry for a model and owner, if there is one."""
+    return lambda routes: tuple(each for each in routes if _names(each) != (model, owned_by))
+
+
+def has(routes: Iterable[Route], model: str, owned_by: str) -> bool:
+    """Whether there is an entry for a model and owner."""
+    return any(_names(each) == (model, owned_by) for each in routes)
+
+
+def _names(route: Route) -> tuple[str, str]:
+    return route.model, route.owned_by
