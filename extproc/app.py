@@ -15,7 +15,7 @@ from extproc import __version__
 from extproc.discovery.file import WatchedFile, parse_endpoints
 from extproc.discovery.load import LoadConfig, LoadWatch
 from extproc.discovery.probe import Probe, ProbeConfig
-from extproc.discovery.snapshot import Coalescer, SnapshotStore
+from extproc.discovery.snapshot import Coalescer, SnapshotStore, changes
 from extproc.envoy.binding import Binding
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
@@ -23,11 +23,13 @@ from extproc.policy.config import PolicyConfig, default_policy
 from extproc.policy.document import DocumentError
 from extproc.policy.loading import parse_policy
 from extproc.policy.types import Endpoint, Pool, Rewrites, Snapshot
-from extproc.server.admin import HttpServer, admin_app, metrics_app
+from extproc.server.access import Access
+from extproc.server.admin import Sources, admin_app
 from extproc.server.extproc import ExternalProcessor
 from extproc.server.health import Health
 from extproc.server.lifecycle import Lifecycle
-from extproc.settings import Settings, refreshed_every
+from extproc.server.listener import HttpServer, metrics_app
+from extproc.settings import Settings, read_token, refreshed_every
 
 if TYPE_CHECKING:
     from extproc.discovery.configmap import PolicyMap
@@ -78,6 +80,11 @@ class App:
             self._files["endpoints"] = WatchedFile(settings.endpoints_file, self._list_endpoints)
         if settings.config_file:
             self._files["policy"] = WatchedFile(settings.config_file, self._policy.apply)
+        if settings.admin_token_file:
+            try:
+                read_token(settings.admin_token_file)
+            except ValueError as error:
+                raise DocumentError(f"{settings.admin_token_file}: {error}") from error
         for file in self._files.values():
             try:
                 file.load()
@@ -119,8 +126,9 @@ class App:
         defer = asyncio.get_running_loop().call_later
         decisions = DecisionLog(self._logger, settings.log_format, settings.log_level, defer)
         pool = Pool(namespace, settings.pool_name) if settings.pool_name else None
+        binding = Binding(settings.attachment, union=settings.allow_pool_union, default=pool)
         processor = ExternalProcessor(
-            Binding(settings.attachment, union=settings.allow_pool_union, default=pool),
+            binding,
             self._store.current,
             self._policy.current,
             self._logger,
@@ -128,7 +136,24 @@ class App:
             self._metrics,
             lambda: self._load.current,
         )
-        admin = admin_app(lambda: health.ready, self._pages(health, processor), settings.admin_address)
+        sources = Sources(
+            ready=lambda: health.ready,
+            pages=self._pages(health, processor),
+            snapshot=self._store.current,
+            policy=self._policy.current,
+            loads=lambda: self._load.current,
+            binding=binding,
+            discover=self._discover,
+            routing=None,
+            read_only="nothing is kept yet",
+        )
+        admin = Access(
+            admin_app(sources),
+            self._logger,
+            address=settings.admin_address,
+            hosts=settings.admin_hosts,
+            token_file=settings.admin_token_file,
+        )
         lifecycle = Lifecycle(
             processor,
             health,
@@ -210,6 +235,19 @@ class App:
         else:
             self._logger.error("not loaded, the last good one stays", logger="app", source=name, **where, error=error)
 
+    async def _discover(self) -> dict[str, Any]:
+        """Look at everything again, and say what changed and what could not be looked at."""
+        before = self._store.current()
+        errors: dict[str, str] = {}
+        for name, file in self._files.items():
+            try:
+                if await asyncio.to_thread(file.load):
+                    self._file_loaded(file, None)
+            except DocumentError as error:
+                errors[name] = str(error)
+        self._publish()
+        return changes(before, self._store.current()) | {"errors": errors}
+
     def _pages(self, health: Health, processor: ExternalProcessor) -> dict[str, Callable[[], object]]:
         def status() -> dict[str, Any]:
             snapshot = self._store.current()
@@ -235,7 +273,11 @@ class App:
             snapshot = self._store.current()
             return {"generation": snapshot.generation, "pools": {str(p): snapshot.endpoints[p] for p in snapshot.pools}}
 
-        return {"/statusz": status, "/configz": config, "/endpointz": endpoints}
+        def flags() -> dict[str, Any]:
+            plain = msgspec.to_builtins(self._settings, enc_hook=str)
+            return {f"--{name.replace('_', '-')}": value for name, value in plain.items()}
+
+        return {"/statusz": status, "/configz": config, "/endpointz": endpoints, "/flagz": flags}
 
     def _sources(self) -> dict[str, Any]:
         """Where everything comes from, how old it is and what is wrong with it."""

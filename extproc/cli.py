@@ -2,6 +2,7 @@
 """The command line: `owned-by serve | validate | explain | health | demo`. Exit 0 ok, 1 a problem found, 2 usage."""
 
 import asyncio
+import ipaddress
 import re
 import sys
 from collections.abc import Callable
@@ -97,6 +98,19 @@ class _NamespacesType(click.ParamType[Any]):
         return words
 
 
+class _HostsType(click.ParamType[Any]):
+    name = "host,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """`admin.example,owned-by` -> names in lower case."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip().lower() for word in value.split(",")]
+        if not all(_NAME.fullmatch(word) for word in words):
+            self.fail(f"`{value}` is not a list of host names, which have no port", param, ctx)
+        return tuple(dict.fromkeys(words))
+
+
 class _ConfigMapType(click.ParamType[Any]):
     name = "[namespace/]name"
 
@@ -150,6 +164,11 @@ def main() -> None:
 @_flag("--admin-port", type=_PORT, default=9091, help="Admin pages.")
 @_flag("--admin-address", default="127.0.0.1", help="Where the admin pages listen.")
 @_flag(
+    "--admin-hosts", type=_HostsType(), help="Names by which the admin pages may be asked for, beside their address."
+)
+@_flag("--admin-token-file", type=_FILE, help="The bearer token that they need; off loopback there must be one.")
+@_flag("--admin-read-only", is_flag=True, help="Refuse to change the routing.")
+@_flag(
     "--probe-interval", type=_DurationType(), default="30s", help="How often endpoints are asked for models; 0s: never."
 )
 @_flag("--probe-timeout", type=_DurationType(), default="5s", help="How long an endpoint may take to answer that.")
@@ -194,6 +213,13 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
         raise click.UsageError("--endpoint-selector and --endpoint-target-ports go together")
     if flags["endpoint_selector"] and flags["namespaces"] == (ALL_NAMESPACES,):
         raise click.UsageError("--endpoint-selector needs namespaces by name")
+    if not flags["admin_token_file"] and not _is_loopback(flags["admin_address"]):
+        raise click.UsageError("--admin-address is not loopback: --admin-token-file is needed")
+    _refuse_times(flags)
+
+
+def _refuse_times(flags: dict[str, Any]) -> None:
+    """Times that are too short, or do not go together."""
     if 0 < flags["probe_interval"] < 1:
         raise click.UsageError("--probe-interval must be 1s or longer, or 0s for never")
     refresh = refreshed_every(flags["refresh_metrics_interval"], Attachment(flags["attachment"]))
@@ -203,6 +229,13 @@ def _refuse_contradictions(flags: dict[str, Any]) -> None:
         raise click.UsageError("--metrics-staleness-threshold must be at least three times --refresh-metrics-interval")
     if flags["probe_timeout"] <= 0:
         raise click.UsageError("--probe-timeout must be longer than nothing")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 @main.command()

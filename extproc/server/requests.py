@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an admin request says, read strictly: a body as a type, a query as names that are known."""
+
+from collections.abc import Collection
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import ClientDisconnect, Request
+
+from extproc.envoy.binding import Attachment
+from extproc.policy.config import Selector
+from extproc.server.answers import Mistake
+
+T = TypeVar("T")
+
+MAX_BODY: Final = 1_048_576
+"""The longest body that is read, in bytes."""
+VERSION: Final = "the resourceVersion that the change is made for, as GET gave it: if it is another one by now, 409"
+
+Text = Annotated[str, Meta(max_length=65_536)]
+
+
+class RoutingChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"version": "resourceVersion"}):
+    """A routing entry to be stored."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    owned_by: Annotated[str, Meta(pattern=r"^(?![aA][nN][yY]$)[A-Za-z0-9._/-]{1,128}$")]
+    selector: Selector
+    version: Annotated[str, Meta(max_length=64, description=VERSION)] = ""
+
+
+class Explain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to be explained, as a client would send it: `body` is its text, or a JSON object.
+
+    `pool` and `attachment` are what the filter says; `cluster` is where the route leads, `pick` what the EPP picked.
+    """
+
+    path: Annotated[str, Meta(pattern="^/", max_length=65_536)]
+    method: Annotated[str, Meta(pattern="^[A-Z]{1,32}$")] = "POST"
+    headers: dict[str, Text] = {}
+    body: str | dict[str, Any] = ""
+    attachment: Attachment | None = None
+    pool: str | None = None
+    cluster: Text = ""
+    pick: Text = ""
+
+
+async def body_of(request: Request) -> bytes:
+    """The whole body. Raises Mistake if it is longer than MAX_BODY, or cut."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise Mistake(f"the body is longer than {MAX_BODY} bytes", status=413, code="body_too_large")
+    except ClientDisconnect as error:
+        raise Mistake("the body did not come to its end") from error
+    return bytes(body)
+
+
+async def decoded(request: Request, kind: type[T]) -> T:
+    """The body as a `kind`. Raises Mistake for one that is none."""
+    body = await body_of(request)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `")
+        raise Mistake(message, path.rstrip("`").removeprefix("$").removeprefix(".")) from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Mistake(f"the body is not JSON: {error}") from error
+
+
+def parameters(request: Request, *, required: Collection[str] = (), optional: Collection[str] = ()) -> dict[str, str]:
+    """The query, each name once. Raises Mistake for a name that is missing, unknown, empty or given twice."""
+    found: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in required and name not in optional:
+            raise Mistake(f"there is no parameter `{name[:100]}`", name[:100])
+        if name in found:
+            raise Mistake(f"`{name}` is given more than once", name)
+        found[name] = value
+    for name in required:
+        if not found.get(name):
+            raise Mistake(f"`{name}` is missing", name)
+    return found
