@@ -193,15 +193,6 @@ def _unquote(text: str) -> str:
     return unquote_to_bytes(text.replace("+", " ")).decode("latin-1") if not _BAD_PERCENT.search(text) else text
 
 
-def named(values: Sequence[str], name: str, policy: PolicyConfig) -> tuple[str, ...] | Malformed:
-    """The owners that the values of one field name, in their order; none if they name none."""
-    try:
-        return _agreed(values, name, policy)
-    except _MalformedError as error:
-        found: Malformed = error.args[0]
-        return found
-
-
 def _agreed(lines: Sequence[str], name: str, policy: PolicyConfig) -> tuple[str, ...]:
     """The owners that the lines name: equal lines count once, different ones are malformed."""
     read = [owners for line in lines if (owners := _line(line, name, policy))]

@@ -16,19 +16,16 @@ from extproc.envoy.binding import Binding, ProtocolError, parse_pool
 from extproc.envoy.explain import HttpRequest, explain
 from extproc.policy.config import PolicyConfig
 from extproc.policy.decide import decide
-from extproc.policy.extract import named
 from extproc.policy.pick import Loads
 from extproc.policy.routing import RoutingStore
-from extproc.policy.types import Answer, InferenceRequest, Malformed, Pool, Reject, Scope, Snapshot
+from extproc.policy.types import Answer, InferenceRequest, Pool, Reject, Scope, Snapshot
 from extproc.server.answers import HANDLERS, Mistake, as_json
 from extproc.server.openapi import document
-from extproc.server.requests import Explain, body_of, decoded, parameters
+from extproc.server.requests import OWNERS, Explain, body_of, decoded, parameters
 from extproc.server.routing import PATH as ROUTING
 from extproc.server.routing import RoutingApi
 
 _MODELS: Final = "/v1/models"
-_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_LINE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 Page = Callable[[], object]
 
 
@@ -88,9 +85,7 @@ class _Pages:
         pool = _pool(given["pool"]) if "pool" in given else None
         if pool and pool not in snapshot.endpoints:
             raise Mistake(f"there is no pool `{pool}`", "pool", status=404, code="pool_unknown")
-        owners = named([given.get("owned_by", "")], "owned_by", policy)
-        if isinstance(owners, Malformed):
-            raise Mistake(owners.message, owners.param, code="owner_malformed")
+        owners = _owners(given["owned_by"], policy) if "owned_by" in given else ()
         path = request.scope["raw_path"].decode("latin-1")
         decision = decide(InferenceRequest(Scope(pool, union=True), "GET", path, owners, "owned_by"), snapshot, policy)
         if isinstance(decision, Reject):
@@ -105,7 +100,7 @@ class _Pages:
     async def explain(self, request: Request) -> Response:
         """Where a request would go and why, by the present snapshot and policy."""
         asked = await decoded(request, Explain)
-        headers = tuple((_header(name, value), value) for name, value in asked.headers.items())
+        headers = tuple((name.lower(), value) for name, value in asked.headers.items())
         body = asked.body.encode() if isinstance(asked.body, str) else msgspec.json.encode(asked.body)
         binding = self._sources.binding
         binding = msgspec.structs.replace(
@@ -131,17 +126,14 @@ def _page(content: Page) -> Callable[[Request], Response]:
     return respond
 
 
+def _owners(text: str, policy: PolicyConfig) -> tuple[str, ...]:
+    if not re.search(OWNERS, text):
+        raise Mistake("`owned_by` is not a list of at most 8 owners with commas between them", "owned_by")
+    return tuple(dict.fromkeys(map(policy.normal, text.split(","))))
+
+
 def _pool(text: str) -> Pool:
     try:
         return parse_pool(text)
     except ProtocolError as error:
         raise Mistake(f"`{text[:100]}` is not namespace/name", "pool") from error
-
-
-def _header(name: str, value: str) -> str:
-    """A header's name in lower case, as Envoy has it. Raises Mistake if name or value is none."""
-    if not _TOKEN.fullmatch(name):
-        raise Mistake(f"`{name[:100]}` is not the name of a header", "headers")
-    if not _LINE.fullmatch(value):
-        raise Mistake(f"the value of `{name[:100]}` is more than one line", f"headers.{name[:100]}")
-    return name.lower()

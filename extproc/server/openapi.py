@@ -8,7 +8,7 @@ import msgspec
 
 from extproc import __version__
 from extproc.envoy.explain import Explanation
-from extproc.server.requests import VERSION, Explain, RoutingChange
+from extproc.server.requests import OWNERS, POOL, VERSION, Explain, RoutingChange
 
 Json = dict[str, Any]
 
@@ -74,7 +74,7 @@ def _paths() -> Json:
                 "One of them; a slash in its name stands as it is or as %2F",
                 {200: _ref("Model")},
                 {400, 404},
-                parameters=[_parameter("model", where="path", required=True, longest=256), _OWNED_BY, _POOL],
+                parameters=[_parameter("model", where="path", required=True), _OWNED_BY, _POOL],
             )
         },
         "/explain": {
@@ -153,17 +153,19 @@ def _ref(name: str) -> Json:
 
 
 def _parameter(
-    name: str, *, where: str = "query", required: bool = False, longest: int = 0, description: str = ""
+    name: str, *, where: str = "query", required: bool = False, pattern: str = "", description: str = ""
 ) -> Json:
-    schema: Json = (
-        {"type": "string"} | ({"minLength": 1} if required else {}) | ({"maxLength": longest} if longest else {})
-    )
+    schema: Json = {"type": "string"}
+    schema |= {"minLength": 1} if required else {}
+    schema |= {"pattern": pattern} if pattern else {}
     found: Json = {"name": name, "in": where, "required": required, "schema": schema}
     return found | ({"description": description} if description else {})
 
 
-_OWNED_BY: Final = _parameter("owned_by", description="Only those of these owners, with commas between them.")
-_POOL: Final = _parameter("pool", description="Only this pool, as `namespace/name`; else all as one.")
+_OWNED_BY: Final = _parameter(
+    "owned_by", pattern=OWNERS, description="Only those of these owners, with commas between them."
+)
+_POOL: Final = _parameter("pool", pattern=POOL, description="Only this pool, as `namespace/name`; else all as one.")
 
 
 def _schemas() -> Json:

@@ -18,14 +18,22 @@ MAX_BODY: Final = 1_048_576
 """The longest body that is read, in bytes."""
 VERSION: Final = "the resourceVersion that the change is made for, as GET gave it: if it is another one by now, 409"
 
+_END: Final = r"$(?!\n)"
+"""The end, also to Python, whose `$` is before a last line end too."""
+_OWNER: Final = r"(?![aA][nN][yY](?:,|$))[A-Za-z0-9._/-]{1,128}"
+OWNERS: Final = rf"^{_OWNER}(,{_OWNER}){{0,7}}{_END}"
+POOL: Final = rf"^[^/]+/[^/]+{_END}"
+
 Text = Annotated[str, Meta(max_length=65_536)]
+HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+" + _END, max_length=256)]
+HeaderValue = Annotated[str, Meta(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]*" + _END, max_length=65_536)]
 
 
 class RoutingChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"version": "resourceVersion"}):
     """A routing entry to be stored."""
 
     model: Annotated[str, Meta(min_length=1, max_length=256)]
-    owned_by: Annotated[str, Meta(pattern=r"^(?![aA][nN][yY]$)[A-Za-z0-9._/-]{1,128}$")]
+    owned_by: Annotated[str, Meta(pattern=f"^{_OWNER}{_END}")]
     selector: Selector
     version: Annotated[str, Meta(max_length=64, description=VERSION)] = ""
 
@@ -38,10 +46,10 @@ class Explain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     path: Annotated[str, Meta(pattern="^/", max_length=65_536)]
     method: Annotated[str, Meta(pattern="^[A-Z]{1,32}$")] = "POST"
-    headers: dict[str, Text] = {}
+    headers: dict[HeaderName, HeaderValue] = {}
     body: str | dict[str, Any] = ""
     attachment: Attachment | None = None
-    pool: str | None = None
+    pool: Annotated[str, Meta(pattern=POOL, max_length=512)] | None = None
     cluster: Text = ""
     pick: Text = ""
 

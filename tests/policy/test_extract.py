@@ -8,7 +8,7 @@ import pytest
 
 from extproc.policy import extract
 from extproc.policy.config import PolicyConfig
-from extproc.policy.extract import BodyFormat, body_format, from_body, from_filter, from_head, header_names, named
+from extproc.policy.extract import BodyFormat, body_format, from_body, from_filter, from_head, header_names
 from extproc.policy.types import InferenceRequest, Malformed, Reason, Scope
 from tests.builders import CHAT, policy
 
@@ -556,11 +556,3 @@ def test_a_model_header_is_utf_8() -> None:
 
 def test_a_path_is_compared_as_the_engines_read_it() -> None:
     assert read_head("/%761/chat/completions").interpreted
-
-
-def test_the_owners_of_one_field_can_be_read_by_themselves() -> None:
-    assert named(["SGLang, *"], "owned_by", policy()) == ("sglang", "*")
-    assert named([], "owned_by", policy()) == ()
-    assert named(["a", "b"], "owned_by", policy()) == Malformed(
-        "owned_by", "`owned_by` is given more than once with different values"
-    )
