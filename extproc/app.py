@@ -274,7 +274,7 @@ class App:
             return {"generation": snapshot.generation, "pools": {str(p): snapshot.endpoints[p] for p in snapshot.pools}}
 
         def flags() -> dict[str, Any]:
-            plain = msgspec.to_builtins(self._settings, enc_hook=str)
+            plain = msgspec.to_builtins(self._settings, enc_hook=lambda v: float(v) if isinstance(v, float) else str(v))
             return {f"--{name.replace('_', '-')}": value for name, value in plain.items()}
 
         return {"/statusz": status, "/configz": config, "/endpointz": endpoints, "/flagz": flags}

@@ -51,4 +51,9 @@ async def on_mistake(_request: Request, error: Exception) -> Response:
     return error.answer
 
 
-HANDLERS: Mapping[Any, Any] = {HTTPException: on_http_exception, Mistake: on_mistake}
+async def on_failure(_request: Request, _error: Exception) -> Response:
+    """What is our own fault; the log has it."""
+    return problem(500, "internal", "internal error")
+
+
+HANDLERS: Mapping[Any, Any] = {HTTPException: on_http_exception, Mistake: on_mistake, Exception: on_failure}

@@ -73,8 +73,9 @@ async def decoded(request: Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `")
-        raise Mistake(message, path.rstrip("`").removeprefix("$").removeprefix(".")) from error
+        message, _, place = str(error).partition(" - at `")
+        path = place.removeprefix("key` in `").rstrip("`")  # where a key of an object is at fault
+        raise Mistake(message, path.removeprefix("$").removeprefix(".")) from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Mistake(f"the body is not JSON: {error}") from error
 
