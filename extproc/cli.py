@@ -168,6 +168,7 @@ def main() -> None:
     default="5s",
     help="How long that counts; at least three intervals.",
 )
+@_flag("--tracing", is_flag=True, help="A span for each decision, by OTLP over HTTP as OTEL_* say (extra `otel`).")
 @_flag("--drain-delay", type=_DurationType(), default="5s", help="How long to go on accepting after SIGTERM.")
 @_flag("--drain-timeout", type=_DurationType(), default="30s", help="How long open streams may then take.")
 @_flag("--log-format", type=click.Choice(["json", "console"]), default="json", help="One JSON object a line, or text.")
