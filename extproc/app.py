@@ -34,6 +34,7 @@ from extproc.settings import Settings, read_token, refreshed_every
 if TYPE_CHECKING:
     from extproc.discovery.configmap import PolicyMap
     from extproc.discovery.watches import Watches
+    from extproc.observability.tracing import Tracing
 
 PATIENCE: Final = 10.0
 """Seconds that endpoints have to say what they serve before the server is ready without their answers."""
@@ -75,6 +76,7 @@ class App:
         self._probe = Probe(_probing(settings), self._publisher.poke, self._policy.current, self._metrics, self._logger)
         self._load = LoadWatch(_load_reading(settings), self._store.current, self._metrics, self._logger)
         self._watches: Watches | None = None
+        self._tracing: Tracing | None = None
         self._files: dict[str, WatchedFile] = {}
         if settings.endpoints_file:
             self._files["endpoints"] = WatchedFile(settings.endpoints_file, self._list_endpoints)
@@ -93,8 +95,12 @@ class App:
             self._file_loaded(file, None)
 
     async def run(self) -> None:
-        """Serve until a signal. Raises DocumentError if the way to the cluster is not to be had, OSError for a taken port."""
+        """Serve until a signal.
+
+        Raises DocumentError if the way to the cluster or to a collector of traces is not to be had, OSError for a taken port.
+        """
         async with contextlib.AsyncExitStack() as stack:
+            self._tracing = self._open_tracing(stack) if self._settings.tracing else None
             namespace = await self._follow_cluster(stack) if self._settings.needs_cluster else "default"
             await self._serve(self._settings.pool_namespace or namespace)
 
@@ -119,6 +125,17 @@ class App:
             watches.follow_policy(settings.config_map, self._policy.apply, self._policy_loaded)
         return watches.namespace
 
+    def _open_tracing(self, stack: contextlib.AsyncExitStack) -> "Tracing":
+        """What makes spans, and has sent them when the stack ends."""
+        try:
+            from extproc.observability.tracing import Tracing  # noqa: PLC0415 - an extra, and large
+        except ModuleNotFoundError as error:
+            message = "--tracing needs what is not installed: pip install 'owned-by-extproc[otel]'"
+            raise DocumentError(f"{message} ({error})") from error
+        tracing = Tracing(self._metrics, self._logger)
+        stack.callback(tracing.close)
+        return tracing
+
     async def _serve(self, namespace: str) -> None:
         """Listen, follow the sources, and be ready as soon as they are; `namespace` is that of `--pool-name`."""
         settings = self._settings
@@ -135,6 +152,7 @@ class App:
             decisions,
             self._metrics,
             lambda: self._load.current,
+            self._tracing,
         )
         sources = Sources(
             ready=lambda: health.ready,

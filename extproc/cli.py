@@ -97,6 +97,7 @@ def main() -> None:
 )
 @flag("--drain-delay", type=DurationType(), default="5s", help="How long to go on accepting after SIGTERM.")
 @flag("--drain-timeout", type=DurationType(), default="30s", help="How long open streams may then take.")
+@flag("--tracing", is_flag=True, help="A span for each decision, by OTLP over HTTP as OTEL_* say (extra `otel`).")
 @flag("--log-format", type=click.Choice(["json", "console"]), default="json", help="One JSON object a line, or text.")
 @flag("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="The least level.")
 def serve(**flags: Any) -> None:

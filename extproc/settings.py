@@ -49,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     probe_token_file: Path | None = None
     refresh_metrics_interval: float | None = None
     metrics_staleness_threshold: float = 5.0
+    tracing: bool = False
     drain_delay: float = 5.0
     drain_timeout: float = 30.0
     log_format: Literal["json", "console"] = "json"
