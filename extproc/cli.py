@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from extproc import __version__
 from extproc.app import App
 from extproc.discovery.file import parse_endpoints
-from extproc.envoy.binding import Attachment, Binding
+from extproc.envoy.binding import Attachment, Binding, BodyMode
 from extproc.envoy.explain import Explanation, HttpRequest, explain
 from extproc.envoy.names import SERVICE
 from extproc.flags import (
@@ -148,6 +148,19 @@ def validate(*, file: Path | None, endpoints_file: Path | None, show_schema: boo
     default=None,
     help="A file with the body, - for stdin; JSON unless -H says else.",
 )
+@click.option(
+    "--body",
+    type=click.Choice([mode.value for mode in BodyMode]),
+    default=BodyMode.PARTIAL.value,
+    show_default=True,
+    help="How a body comes: what fits into Envoy's buffer, or all of it as a stream.",
+)
+@click.option(
+    "--truncated-at",
+    type=click.IntRange(0),
+    metavar="BYTES",
+    help="How much of a body fits into Envoy's buffer; without it all of it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.argument("path")
 def explain_command(**given: Any) -> None:
@@ -169,10 +182,16 @@ def explain_command(**given: Any) -> None:
         headers.append((name.strip().lower(), value.strip()))
     if not given["path"].startswith("/"):
         raise click.UsageError(f"`{given['path']}` is not a path: it begins with /")
+    mode = BodyMode(given["body"])
+    if mode is BodyMode.STREAM and given["truncated_at"] is not None:
+        raise click.UsageError("--body stream and --truncated-at exclude each other: a body that streams is not cut")
     method = given["method"] or ("GET" if given["data"] is None else "POST")
-    request = HttpRequest(method, given["path"], tuple(headers), body, given["pick"], given["cluster"])
+    request = HttpRequest(
+        method, given["path"], tuple(headers), body, given["pick"], given["cluster"], given["truncated_at"]
+    )
     snapshot = Snapshot(1, tuple(endpoints), endpoints)
-    found = explain(request, Binding(Attachment(given["attachment"]), given["pool"]), snapshot, policy)
+    binding = Binding(Attachment(given["attachment"]), given["pool"], body=mode)
+    found = explain(request, binding, snapshot, policy)
     click.echo(found.to_json() if given["as_json"] else _words(found), nl=False)
 
 

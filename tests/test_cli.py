@@ -56,7 +56,7 @@ BY_ATTACHMENT = {
     "before": ([], DESTINATION),
     "after": (["--pick", "127.0.0.1:8001"], f"{DESTINATION}EPP's pick   rewritten\n{HEADERS_SET}"),
     "picker": ([], DESTINATION + HEADERS_SET),
-    "header": ([], "headers set  x-owned-by: sglang, x-gateway-model-name: m\n"),
+    "header": ([], "headers set  x-owned-by: sglang, x-gateway-model-name: m\nroute        chosen anew\n"),
 }
 CLUSTERS = {
     "a pool's": ("outbound|54321||chat-ip-31e06f7d.default.svc.cluster.local", "restrict (hint-without-body)"),
@@ -175,9 +175,26 @@ class TestExplain:
     def test_it_shows_the_body_that_the_engine_gets(self, folder: Path) -> None:
         (folder / "policy.yaml").write_text(POLICY + "body: {strip: true}\n")
         arguments = ["--config-file", "policy.yaml", "-d", "-", "/v1/x"]
+        code, output = run("explain", "--endpoints-file", "endpoints.yaml", *arguments, text='{"engine": "sglang"}\n')
+        lines = output.splitlines()
+
+        assert (code, [line for line in lines if not line or line.startswith("body  ")]) == (0, ["body         {}"])
+
+    def test_it_shows_what_a_body_comes_to_that_is_cut(self) -> None:
+        arguments = ["--truncated-at", "12", "-d", "-", "/v1/x"]
         code, output = run("explain", "--endpoints-file", "endpoints.yaml", *arguments, text='{"engine": "sglang"}')
 
-        assert (code, [line for line in output.splitlines() if line.startswith("body  ")]) == (0, ["body         {}"])
+        assert (code, output.splitlines()[:3]) == (
+            0,
+            ["decision     passthrough (owner-absent)", "asked for    no owner", "body read    in part"],
+        )
+
+    def test_it_shows_what_a_body_comes_to_that_streams(self, folder: Path) -> None:
+        (folder / "policy.yaml").write_text(POLICY + "body: {maxBytes: 7}\n")
+        arguments = ["--config-file", "policy.yaml", "--body", "stream", "-d", "-", "/v1/x"]
+        code, output = run("explain", "--endpoints-file", "endpoints.yaml", *arguments, text='{"engine": "sglang"}')
+
+        assert (code, output.splitlines()[0]) == (0, "decision     reject (body-too-large)")
 
     def test_an_attachment_that_is_none_is_a_usage_error(self) -> None:
         code, output = run("explain", "--endpoints-file", "endpoints.yaml", "--attachment", "behind", "/v1/x")
@@ -211,6 +228,10 @@ class TestExplain:
             (
                 ["--pool", "chat", "/v1/models"],
                 "Error: Invalid value for '--pool': x-owned-by-pool: `chat` is not namespace/name",
+            ),
+            (
+                ["--body", "stream", "--truncated-at", "5", "/v1/models"],
+                "Error: --body stream and --truncated-at exclude each other: a body that streams is not cut",
             ),
         ],
     )

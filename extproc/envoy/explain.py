@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A dry run: an HTTP request taken through a real Session as Envoy would, and what came of it, step by step."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from extproc.envoy import names
-from extproc.envoy.binding import Binding
+from extproc.envoy.binding import Binding, BodyMode
 from extproc.envoy.messages import struct
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.replies import Replies
@@ -18,6 +20,7 @@ class HttpRequest(msgspec.Struct, frozen=True):
     """A request as a client sends it: `path` with its query, header names in lower case, the whole body.
 
     `pick` is the EPP's, as `after` finds it (`ip:port,ip:port`); `cluster` is where the route leads, as Envoy calls it.
+    `truncated_at` is how many bytes of a body fit into Envoy's buffer where it does not stream it, None for all of them.
     """
 
     method: str
@@ -26,13 +29,20 @@ class HttpRequest(msgspec.Struct, frozen=True):
     body: bytes = b""
     pick: str = ""
     cluster: str = ""
+    truncated_at: int | None = None
+
+    @property
+    def prefix(self) -> bytes:
+        """What of the body fits into Envoy's buffer."""
+        return self.body[: self.truncated_at]
 
 
 class Explanation(msgspec.Struct, frozen=True):
     """What was decided and why; `endpoints` is what may be chosen from, `destination` what was written.
 
-    `correction` is what became of the EPP's pick, `headers` the request headers that are set; `body` is what the client
-    gets if we answer, else what the engine gets if it is not what the client sent.
+    `truncated` says that the body ended in Envoy's buffer before it was read to its end. `correction` is what became of the
+    EPP's pick, `headers` the request headers that are set, `rerouted` whether the route is chosen anew by them; `body` is
+    what the client gets if we answer, else what the engine gets if it is not what the client sent.
     """
 
     attachment: str
@@ -50,6 +60,8 @@ class Explanation(msgspec.Struct, frozen=True):
     status: int
     body: str
     steps: tuple[Step, ...]
+    truncated: bool = False
+    rerouted: bool = False
 
     def facts(self) -> list[tuple[str, str]]:
         """What is worth a line each, in reading order."""
@@ -57,14 +69,15 @@ class Explanation(msgspec.Struct, frozen=True):
             ("asked for", ", ".join(self.owners) or "no owner"),
             ("named by", self.named_by),
             ("model", self.model),
-            ("body read", "yes" if self.asked_body else "no"),
+            ("body read", "no" if not self.asked_body else "in part" if self.truncated else "yes"),
             ("owner", self.owner),
             ("endpoints", ", ".join(self.endpoints)),
             ("destination", self.destination),
             ("EPP's pick", self.correction),
             ("headers set", ", ".join(f"{name}: {value}" for name, value in self.headers.items())),
+            ("route", "chosen anew" if self.rerouted else ""),
             ("status", str(self.status or "")),
-            ("body", self.body),
+            ("body", self.body.strip()),
         ]
         return [(name, value) for name, value in facts if value]
 
@@ -81,14 +94,13 @@ def explain(
     session = Session(binding, lambda: replies, lambda: 0, lambda: loads)
     sent = session.receive(_head(request))
     if not session.done:
-        body = pb.HttpBody(body=request.body, end_of_stream=True)
-        sent += session.receive(pb.ProcessingRequest(request_body=body))
+        sent += session.receive(_body(request, binding))
     outcome = session.outcome
     assert outcome is not None
     said = [pb.ProcessingResponse.FromString(message) for message in sent]
-    answer = said[-1].immediate_response
     parts = [part for message in said for part in (message.request_headers.response, message.request_body.response)]
     decision = outcome.reply.decision
+    answer = said[-1].immediate_response
     ours = isinstance(decision, Reject | Answer)
     return Explanation(
         attachment=outcome.attachment.value,
@@ -108,11 +120,27 @@ def explain(
             for option in part.header_mutation.set_headers
         },
         status=answer.status.code if ours else 0,
-        body=answer.body.decode()
-        if ours
-        else b"".join(part.body_mutation.body for part in parts).decode(errors="replace"),
+        body=answer.body.decode() if ours else _changed(request, parts),
         steps=decision.steps,
+        truncated=outcome.request.truncated,
+        rerouted=not ours and any(part.clear_route_cache for part in parts),
     )
+
+
+def _body(request: HttpRequest, binding: Binding) -> pb.ProcessingRequest:
+    """The message with the body: all of it if it streams, else what fits into Envoy's buffer."""
+    whole = binding.body is BodyMode.STREAM or request.prefix == request.body
+    body = request.body if whole else request.prefix
+    return pb.ProcessingRequest(request_body=pb.HttpBody(body=body, end_of_stream=whole))
+
+
+def _changed(request: HttpRequest, parts: Sequence[pb.CommonResponse]) -> str:
+    """The body that the engine gets, "" if it is the client's."""
+    said = [part.body_mutation for part in parts if part.HasField("body_mutation")]
+    body = b"".join(mutation.body or mutation.streamed_response.body for mutation in said)
+    if any(mutation.body for mutation in said):  # Envoy sends what did not fit behind it
+        body += request.body.removeprefix(request.prefix)
+    return "" if body == request.body else body.decode(errors="replace")
 
 
 def _head(request: HttpRequest) -> pb.ProcessingRequest:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy: the rules that an operator tunes while the process runs (design section 5).
 
-The schema is strict: a key that it does not have is refused, never ignored.
+The schema is strict: a key that it does not have is refused, never ignored. What is said of each key here is what editors
+show (`owned-by validate --schema`) and what stands in docs/reference/policy.md.
 """
 
 import re
@@ -18,6 +19,11 @@ _HEADER_NAME = r"^[a-z0-9!#$%&'*+.^_`|~-]+$"
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST: Final = 86_400.0
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+
+
+def _about(text: str) -> Meta:
+    """What a key is for: one sentence for operators."""
+    return Meta(description=text)
 
 
 HeaderName = Annotated[str, Meta(pattern=_HEADER_NAME, max_length=256)]
@@ -40,6 +46,13 @@ class Duration(float):
             raise ValueError(f"`{text[:32]}` is longer than a day")
         return cls(seconds)
 
+    def __str__(self) -> str:
+        left, text = round(self * 1000), ""
+        for unit, seconds in reversed(_UNITS.items()):
+            count, left = divmod(left, round(seconds * 1000))
+            text += f"{count}{unit}" if count else ""
+        return text or "0s"
+
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     pass
@@ -48,27 +61,50 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="cam
 class Sources(_Part, frozen=True):
     """Where owner and model are read from, each list in its order."""
 
-    headers: tuple[HeaderName, ...] = ("x-owned-by",)
-    query: tuple[FieldName, ...] = ("owned_by", "engine", "inference_server")
-    body: tuple[FieldName, ...] = ("owned_by", "engine", "inference_server")
-    model_headers: tuple[HeaderName, ...] = ("x-llm-d-model-name-rewrite", "x-gateway-model-name")
+    headers: Annotated[tuple[HeaderName, ...], _about("Headers that name the owner, in this order.")] = ("x-owned-by",)
+    query: Annotated[
+        tuple[FieldName, ...], _about("Query parameters that name the owner where no header does, in this order.")
+    ] = ("owned_by", "engine", "inference_server")
+    body: Annotated[
+        tuple[FieldName, ...],
+        _about(
+            "Fields of a JSON or form body that name the owner where neither header nor query does, in this order; "
+            "where there are none, no body is read for it."
+        ),
+    ] = ("owned_by", "engine", "inference_server")
+    model_headers: Annotated[
+        tuple[HeaderName, ...],
+        _about("Headers that name the model, in this order, so that no body need be read for it."),
+    ] = ("x-llm-d-model-name-rewrite", "x-gateway-model-name")
 
 
 class Match(_Part, frozen=True):
     """How an endpoint's engine and models are known."""
 
-    engine_from: tuple[Literal["label", "probe"], ...] = ("label",)
-    owned_by_labels: tuple[str, ...] = (
-        "llm-d.ai/engine-type",
-        "inference.networking.k8s.io/engine-type",
-        "model.aibrix.ai/engine",
-    )
-    unlabeled_as: str = "vllm"
-    models: Literal["known", "any"] = "known"
-    model_labels: tuple[str, ...] = ()
-    aliases: dict[str, str] = msgspec.field(
-        default_factory=lambda: {"trtllm": "trtllm-serve", "trt-llm": "trtllm-serve"}
-    )
+    engine_from: Annotated[
+        tuple[Literal["label", "probe"], ...],
+        _about("What says an endpoint's engine, in this order: its labels, or its own answer when it is probed."),
+    ] = ("label",)
+    owned_by_labels: Annotated[
+        tuple[str, ...], _about("Labels that name an endpoint's engine; the first that it has counts.")
+    ] = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type", "model.aibrix.ai/engine")
+    unlabeled_as: Annotated[
+        str, _about('The engine of an endpoint where nothing else says it; "" is none that a client can name.')
+    ] = "vllm"
+    models: Annotated[
+        Literal["known", "any"],
+        _about("known: an endpoint whose models are known must serve the request's; any: models do not matter."),
+    ] = "known"
+    model_labels: Annotated[
+        tuple[str, ...], _about("Labels that name the models of an endpoint whose list of models is not known.")
+    ] = ()
+    aliases: Annotated[
+        dict[str, str],
+        _about(
+            "Other names of owners, each with the name that counts, in requests, labels and this document alike; "
+            "they take the place of the default ones."
+        ),
+    ] = msgspec.field(default_factory=lambda: {"trtllm": "trtllm-serve", "trt-llm": "trtllm-serve"})
 
 
 class _Action(_Part, frozen=True, tag_field="action"):
@@ -86,19 +122,23 @@ class Refuse(_Action, frozen=True, tag="reject"):
 class Prefer(_Action, frozen=True, tag="prefer"):
     """As if the client had named these, in this order."""
 
-    owners: Owners
+    owners: Annotated[Owners, _about("The owners, the first with a ready endpoint counts; a last `*` is anything.")]
 
 
 class Split(_Action, frozen=True, tag="split"):
     """Draw an owner for each request; each gets its share of the weights."""
 
-    weights: Annotated[dict[str, Annotated[int, Meta(ge=0, le=1_000_000)]], Meta(min_length=1)]
+    weights: Annotated[
+        dict[str, Annotated[int, Meta(ge=0, le=1_000_000)]],
+        Meta(min_length=1),
+        _about("The owners, each with its share of the requests."),
+    ]
 
 
 class Fallback(_Action, frozen=True, tag="fallback"):
     """Go on with these, in this order."""
 
-    owners: Owners
+    owners: Annotated[Owners, _about("The owners, the first with a ready endpoint counts; a last `*` is anything.")]
 
 
 WhenAbsent = Pass | Refuse | Prefer | Split
@@ -107,25 +147,30 @@ PassOrRefuse = Pass | Refuse
 
 
 class ModelRule(_Part, frozen=True):
-    """The rules for the models that a pattern matches; what is left out is the policy's own.
+    """The rules for the models that a pattern matches; what is left out is the policy's own."""
 
-    `*` in the pattern also matches `/`. `allow` is who may serve them, whatever a client says.
-    """
-
-    model: Annotated[str, Meta(min_length=1, max_length=256)]
-    allow: Owners | None = None
-    when_absent: WhenAbsent | None = None
-    when_unknown: PassOrRefuse | None = None
-    when_unready: WhenUnready | None = None
-    when_truncated: PassOrRefuse | None = None
+    model: Annotated[
+        str, Meta(min_length=1, max_length=256), _about("The pattern of a model's name; `*` also matches `/`.")
+    ]
+    allow: Annotated[
+        Owners | None,
+        _about("Who may serve the model: any other owner is refused, and does not count where none is named."),
+    ] = None
+    when_absent: Annotated[WhenAbsent | None, _about("`whenAbsent` for this model.")] = None
+    when_unknown: Annotated[PassOrRefuse | None, _about("`whenUnknown` for this model.")] = None
+    when_unready: Annotated[WhenUnready | None, _about("`whenUnready` for this model.")] = None
+    when_truncated: Annotated[PassOrRefuse | None, _about("`whenTruncated` for this model.")] = None
 
 
 class Expression(_Part, frozen=True):
     """A condition on one label: its value is one of these or none of them, or it is there or not."""
 
-    key: Annotated[str, Meta(min_length=1, max_length=317)]
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    values: tuple[str, ...] = ()
+    key: Annotated[str, Meta(min_length=1, max_length=317), _about("The label's name.")]
+    operator: Annotated[
+        Literal["In", "NotIn", "Exists", "DoesNotExist"],
+        _about("What is asked of it; NotIn also holds where the label is absent."),
+    ]
+    values: Annotated[tuple[str, ...], _about("The values of In and NotIn.")] = ()
 
     def admits(self, labels: Mapping[str, str]) -> bool:
         """Whether these labels meet it, as Kubernetes means it: `NotIn` also where the label is absent."""
@@ -143,8 +188,8 @@ class Expression(_Part, frozen=True):
 class Selector(_Part, frozen=True):
     """A Kubernetes label selector: all of it must be met."""
 
-    match_labels: dict[str, str] = {}
-    match_expressions: tuple[Expression, ...] = ()
+    match_labels: Annotated[dict[str, str], _about("Labels that an endpoint must have, with these values.")] = {}
+    match_expressions: Annotated[tuple[Expression, ...], _about("Conditions on labels, all of which must hold.")] = ()
 
     def admits(self, labels: Mapping[str, str]) -> bool:
         """Whether an endpoint with these labels is meant."""
@@ -155,31 +200,35 @@ class Selector(_Part, frozen=True):
 class Route(_Part, frozen=True, rename=None, eq=False):
     """The endpoints of one model and owner, named by a selector, in place of those that are of this engine."""
 
-    model: Annotated[str, Meta(min_length=1, max_length=256)]
-    owned_by: str
-    selector: Selector
+    model: Annotated[
+        str, Meta(min_length=1, max_length=256), _about("The model, as a client or as the engines call it.")
+    ]
+    owned_by: Annotated[str, _about("The owner whose endpoints these are.")]
+    selector: Annotated[Selector, _about("Which endpoints of the pool they are.")]
 
 
 class Body(_Part, frozen=True):
-    """`strip` takes the owner's keys from a JSON body that goes on.
+    """What is done with bodies; the limits are for FULL_DUPLEX_STREAMED, where Envoy's own do not hold."""
 
-    The rest are limits of FULL_DUPLEX_STREAMED, where Envoy's own do not hold: bytes held, seconds until they are decided.
-    """
-
-    strip: bool = False
-    max_bytes: Annotated[int, Meta(ge=1)] = 20_971_520
-    timeout: Duration = msgspec.field(default_factory=lambda: Duration(10))  # msgspec cannot write it into a schema
+    strip: Annotated[bool, _about("Whether the owner's fields are taken out of a JSON body that goes on.")] = False
+    max_bytes: Annotated[
+        int, Meta(ge=1), _about("How many bytes of a streamed body are held until it is decided; more is a 413.")
+    ] = 20_971_520
+    # msgspec cannot write a default of this type into a schema: a factory's it leaves out
+    timeout: Annotated[Duration, _about("How long a streamed body may take until it is decided; longer is a 408.")] = (
+        msgspec.field(default_factory=lambda: Duration(10))
+    )
 
 
 class Promote(_Part, frozen=True):
-    """The request headers in which owner and model are named ("" is none), and whether the route is chosen anew by them.
+    """The request headers in which owner and model are named.
 
-    The `header` attachment names both and chooses anew in any case, under names of its own where none are given.
+    The `header` attachment names both and has the route chosen anew in any case, under names of its own where none are given.
     """
 
-    header: HeaderNameOrNone = ""
-    model: HeaderNameOrNone = ""
-    reroute: bool = False
+    header: Annotated[HeaderNameOrNone, _about('The request header in which the owner is named; "" is none.')] = ""
+    model: Annotated[HeaderNameOrNone, _about('The request header in which the model is named; "" is none.')] = ""
+    reroute: Annotated[bool, _about("Whether the route is chosen anew by these headers.")] = False
 
     @property
     def owner_header(self) -> str:
@@ -192,26 +241,46 @@ class Promote(_Part, frozen=True):
         return self.model or "x-gateway-model-name"
 
 
-class PolicyConfig(_Part, frozen=True, eq=False):
-    """One loaded policy. Compared and hashed by identity, so that what is derived from it can be kept by it."""
+class PolicyConfig(_Part, frozen=True, eq=False):  # compared by identity: what is derived from it can be kept by it
+    """The rules that an operator tunes while the server runs; what is left out keeps its default."""
 
-    api_version: Literal["owned-by/v1alpha1"]
-    kind: Literal["OwnedByPolicy"]
-    paths: tuple[PathPattern, ...] = ("/v1/*",)
-    sources: Sources = Sources()
-    match: Match = Match()
-    model_aliases: dict[str, str] = {}
-    destinations: Annotated[int, Meta(ge=1, le=64)] = 3
-    guard: bool = True
-    when_absent: WhenAbsent = Pass()
-    when_unknown: PassOrRefuse = Refuse()
-    when_unknown_model: PassOrRefuse = Refuse()
-    when_unready: WhenUnready = Refuse()
-    when_truncated: PassOrRefuse = Pass()
-    models: tuple[ModelRule, ...] = ()
-    routing: tuple[Route, ...] = ()
-    body: Body = msgspec.field(default_factory=Body)
-    promote: Promote = Promote()
+    api_version: Annotated[Literal["owned-by/v1alpha1"], _about("The version of this format.")]
+    kind: Annotated[Literal["OwnedByPolicy"], _about("What this document is.")]
+    paths: Annotated[
+        tuple[PathPattern, ...], _about("The paths that the policy is for, `*` also matching `/`; others pass.")
+    ] = ("/v1/*",)
+    sources: Annotated[Sources, _about("Where owner and model are read from.")] = Sources()
+    match: Annotated[Match, _about("How an endpoint's engine and models are known.")] = Match()
+    model_aliases: Annotated[dict[str, str], _about("Other names of models, each with what the engines call it.")] = {}
+    destinations: Annotated[
+        int, Meta(ge=1, le=64), _about("How many endpoints a destination names, one for each attempt of Envoy's.")
+    ] = 3
+    guard: Annotated[bool, _about("Whether `before` also writes a destination, for an EPP that is not there.")] = True
+    when_absent: Annotated[WhenAbsent, _about("What becomes of a request that names no owner.")] = Pass()
+    when_unknown: Annotated[
+        PassOrRefuse, _about("What becomes of a request if no endpoint, ready or not, is of an owner that it names.")
+    ] = Refuse()
+    when_unknown_model: Annotated[
+        PassOrRefuse, _about("What becomes of a request that names an owner if no endpoint serves its model.")
+    ] = Refuse()
+    when_unready: Annotated[
+        WhenUnready, _about("What becomes of a request if endpoints are of the owner, but none of them is ready.")
+    ] = Refuse()
+    when_truncated: Annotated[
+        PassOrRefuse,
+        _about("What becomes of a request if what would decide is not in the part of its body that was seen."),
+    ] = Pass()
+    models: Annotated[
+        tuple[ModelRule, ...],
+        _about("Rules for some models; the first that matches holds, and what it leaves out is the policy's own."),
+    ] = ()
+    routing: Annotated[
+        tuple[Route, ...], _about("Who is an owner's endpoint for one model: by these labels and not by its engine.")
+    ] = ()
+    body: Annotated[Body, _about("What is done with bodies.")] = msgspec.field(default_factory=Body)
+    promote: Annotated[Promote, _about("Request headers in which owner and model are named, for routes to match.")] = (
+        Promote()
+    )
 
     def normal(self, owner: str) -> str:
         """An owner as it is compared: trimmed, in lower case, its alias replaced; not checked."""

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import inspect
 
 from extproc.policy.candidates import candidates
-from extproc.policy.config import Duration, Fallback, PolicyConfig, Prefer, Split
+from extproc.policy.config import Duration, Fallback, PolicyConfig, Prefer, Split, default_policy
 from extproc.policy.document import Document, DocumentError
 from extproc.policy.loading import duration, mistakes
 from extproc.policy.types import ANY, Snapshot
@@ -68,7 +68,7 @@ def problems(text: bytes) -> list[str]:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of a policy document."""
+    """The JSON Schema of a policy document, with what each key is for and its default."""
 
     def described(kind: type) -> dict[str, Any]:
         if kind is Duration:
@@ -76,6 +76,15 @@ def schema() -> dict[str, Any]:
         raise NotImplementedError
 
     found = msgspec.json.schema(PolicyConfig, schema_hook=described)
+    kinds = found["$defs"]
+    # msgspec leaves out the defaults that a function makes.
+    defaults = msgspec.to_builtins(default_policy(), enc_hook=str)
+    for key, top in kinds["PolicyConfig"]["properties"].items():
+        if key not in kinds["PolicyConfig"]["required"]:
+            top.setdefault("default", defaults[key])
+        if "$ref" in top:
+            for name, inner in kinds[top["$ref"].rpartition("/")[2]]["properties"].items():
+                inner.setdefault("default", defaults[key][name])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "OwnedByPolicy", **found}
 
 

@@ -7,7 +7,7 @@ for the operator or the programmer.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -229,6 +229,58 @@ STATUS: Final[Mapping[Reason, int]] = {
     Reason.POOL_UNKNOWN: 503,
 }
 """The HTTP status of each reason for which a request is refused."""
+
+
+class Meaning(NamedTuple):
+    """What a reason says, in one sentence, and the decisions that it is given for, as logs and metrics name them."""
+
+    text: str
+    decisions: tuple[str, ...]
+
+
+_RESTRICT: Final = ("restrict",)
+_FREE: Final = ("passthrough", "restrict")
+"""The request passes; an answer that names the destination itself names every endpoint that will do."""
+_REJECT: Final = ("reject",)
+MEANINGS: Final[Mapping[Reason, Meaning]] = {
+    Reason.OWNER_MATCHED: Meaning("An owner that the client names has a ready endpoint.", _RESTRICT),
+    Reason.OWNER_PREFERRED: Meaning("The client names nobody; an owner of `prefer` has a ready endpoint.", _RESTRICT),
+    Reason.OWNER_DRAWN: Meaning("The client names nobody; `split` has drawn the owner.", _RESTRICT),
+    Reason.OWNER_FALLBACK: Meaning("Nothing that is asked for is ready; an owner of `fallback` is.", _RESTRICT),
+    Reason.OWNER_ALLOWED: Meaning("Anybody will do; `allow` says that only some may serve the model.", _RESTRICT),
+    Reason.MODEL_MATCHED: Meaning("Anybody will do; only some endpoints serve the model.", _RESTRICT),
+    Reason.OWNER_ABSENT: Meaning("The client names nobody; every endpoint will do.", _FREE),
+    Reason.OWNER_ANY: Meaning("The client names `*`; every endpoint will do.", _FREE),
+    Reason.OWNER_UNKNOWN: Meaning("No endpoint is of the owner; `whenUnknown` lets the request pass.", _FREE),
+    Reason.MODEL_UNKNOWN: Meaning("No endpoint serves the model, which may pass; an owner that is named holds.", _FREE),
+    Reason.PATH_NOT_INTERPRETED: Meaning("The path is none of the policy's `paths`.", _FREE),
+    Reason.NOT_A_POOL: Meaning("The route leads to something that is no pool.", ("passthrough",)),
+    Reason.HINT_WITHOUT_BODY: Meaning(
+        "The EPP picks at random, since there is no body, and not by our hint.", _RESTRICT
+    ),
+    Reason.HINT_IPV6: Meaning(
+        "The EPP finds no IPv6 address in a hint, and there are no others: none is sent.", _RESTRICT
+    ),
+    Reason.MODELS_LISTED: Meaning("The models, or one of them, were asked for.", ("answer",)),
+    Reason.OWNER_MALFORMED: Meaning("What names the owner cannot be read; `error.param` is the field.", _REJECT),
+    Reason.OWNER_REQUIRED: Meaning("The client names nobody; `whenAbsent` refuses that.", _REJECT),
+    Reason.MODEL_REQUIRED: Meaning("Kept for requests that name no model; nothing gives it yet.", _REJECT),
+    Reason.REJECTED_BY_POLICY: Meaning(
+        "Nobody that the client names may serve the model: `allow` says who may.", _REJECT
+    ),
+    Reason.OWNER_NOT_FOUND: Meaning("No endpoint, ready or not, is of the owner with this model.", _REJECT),
+    Reason.MODEL_NOT_FOUND: Meaning("No endpoint, ready or not, serves the model.", _REJECT),
+    Reason.BODY_TIMEOUT: Meaning("The body did not arrive within `body.timeout`.", _REJECT),
+    Reason.BODY_TRUNCATED: Meaning(
+        "The part of the body that was seen does not say what would decide; `whenTruncated` refuses that.", _REJECT
+    ),
+    Reason.BODY_TOO_LARGE: Meaning("The body is larger than `body.maxBytes`.", _REJECT),
+    Reason.NO_READY_ENDPOINT: Meaning("What is asked for is there, but not ready.", _REJECT),
+    Reason.POOL_UNKNOWN: Meaning(
+        "No pool is known for the route; refused where one is named or a destination is due.", ("passthrough", "reject")
+    ),
+}
+"""The reference of the reasons, in the enumeration's order."""
 
 
 class Step(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 from starlette.requests import ClientDisconnect, Request
 
-from extproc.envoy.binding import Attachment
+from extproc.envoy.binding import Attachment, BodyMode
 from extproc.policy.config import Selector
 from extproc.server.answers import Mistake
 
@@ -41,7 +41,8 @@ class RoutingChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
 class Explain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request to be explained, as a client would send it: `body` is its text, or a JSON object.
 
-    `pool` and `attachment` are what the filter says; `cluster` is where the route leads, `pick` what the EPP picked.
+    `pool`, `attachment` and `body_mode` are what the filter says; `cluster` is where the route leads, `pick` what the EPP
+    picked, `truncated_at` how many bytes of the body Envoy can hold.
     """
 
     path: Annotated[str, Meta(pattern="^/", max_length=65_536)]
@@ -52,6 +53,8 @@ class Explain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pool: Annotated[str, Meta(pattern=POOL, max_length=512)] | None = None
     cluster: Text = ""
     pick: Text = ""
+    body_mode: BodyMode | None = None
+    truncated_at: Annotated[int, Meta(ge=0, le=MAX_BODY)] | None = None
 
 
 async def body_of(request: Request) -> bytes:

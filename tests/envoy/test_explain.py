@@ -52,7 +52,7 @@ BY_ATTACHMENT: dict[Attachment, dict[str, Any]] = {
     BEFORE: {},
     AFTER: {"correction": "narrowed", "destination": attempts(V2, V1), "headers": {DEST: attempts(V2, V1)}},
     PICKER: {"headers": {DEST: attempts(V1, V2)}},
-    HEADER: {"destination": "", "headers": {"x-owned-by": "vllm"}},
+    HEADER: {"destination": "", "headers": {"x-owned-by": "vllm"}, "rerouted": True},
 }
 
 
@@ -122,6 +122,69 @@ def test_a_list_of_models_is_shown_as_the_client_sees_it() -> None:
 def test_a_stripped_body_is_shown_as_the_engine_sees_it() -> None:
     found = explained(ASKED, policy_=policy("body: {strip: true}\n"))
     assert (found.body, found.status, found.headers) == ("{}", 0, {})
+
+
+@pytest.mark.parametrize("mode", BodyMode)
+def test_a_stripped_body_is_shown_however_it_comes(mode: BodyMode) -> None:
+    request = HttpRequest("POST", PATH, body=b'{"engine": "vllm", "n": 1}')
+    assert explained(request, policy_=policy("body: {strip: true}\n"), body=mode).body == '{ "n": 1}'
+
+
+def test_the_engine_gets_what_is_behind_the_part_that_is_stripped() -> None:
+    request = HttpRequest("POST", PATH, body=b'{"engine": "vllm", "n": 1, "m": 2}', truncated_at=22)
+    found = explained(request, policy_=policy("body: {strip: true}\n"))
+    assert (found.body, found.truncated, found.owner) == ('{ "n": 1, "m": 2}', True, "vllm")
+
+
+@pytest.mark.parametrize("mode", BodyMode)
+def test_a_body_that_goes_on_as_it_came_is_not_shown(mode: BodyMode) -> None:
+    assert explained(msgspec.structs.replace(ASKED, truncated_at=5), body=mode).body == ""
+
+
+CUTS: dict[str, tuple[int | None, tuple[str, str, bool]]] = {
+    "all of it": (None, ("restrict", "owner-matched", False)),
+    "as long as the body": (len(BODY), ("restrict", "owner-matched", False)),
+    "a byte less": (len(BODY) - 1, ("restrict", "owner-matched", True)),
+    "before the owner": (5, ("passthrough", "owner-absent", True)),
+    "nothing": (0, ("passthrough", "owner-absent", True)),
+}
+
+
+@pytest.mark.parametrize(("at", "expected"), CUTS.values(), ids=CUTS)
+def test_a_body_ends_where_the_buffer_does(at: int | None, expected: tuple[str, str, bool]) -> None:
+    found = explained(msgspec.structs.replace(ASKED, truncated_at=at))
+    assert (found.decision, found.reason, found.truncated) == expected
+
+
+def test_a_body_that_streams_has_no_buffer_to_end_in() -> None:
+    found = explained(msgspec.structs.replace(ASKED, truncated_at=5), body=BodyMode.STREAM)
+    assert (found.reason, found.truncated) == ("owner-matched", False)
+
+
+def test_a_body_that_is_too_large_is_told() -> None:
+    found = explained(ASKED, policy_=policy("body: {maxBytes: 17}\n"), body=BodyMode.STREAM)
+    error = {
+        "message": "the body is larger than 17 bytes",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "body_too_large",
+    }
+    assert (found.decision, found.reason, found.status) == ("reject", "body-too-large", 413)
+    assert json.loads(found.body) == {"error": error}
+
+
+REROUTED = {
+    "header": (HEADER, "", True),
+    "asked for": (BEFORE, "promote: {header: x-engine, reroute: true}\n", True),
+    "not asked for": (BEFORE, "promote: {header: x-engine}\n", False),
+    "refused": (BEFORE, "promote: {header: x-engine, reroute: true}\nmodels: [{model: '*', allow: [tgi]}]\n", False),
+}
+
+
+@pytest.mark.parametrize(("attachment", "text", "rerouted"), REROUTED.values(), ids=REROUTED)
+def test_a_route_that_is_chosen_anew_is_told(attachment: Attachment, text: str, rerouted: bool) -> None:  # noqa: FBT001
+    found = explained(ASKED, attachment, policy_=policy(text))
+    assert (found.rerouted, ("route", "chosen anew") in found.facts()) == (rerouted, rerouted)
 
 
 def test_what_is_promoted_is_shown() -> None:

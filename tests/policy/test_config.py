@@ -58,6 +58,14 @@ def test_a_document_that_says_nothing_more_is_the_default() -> None:
     assert plain(parse_policy(HEAD.encode())) == DEFAULTS
 
 
+DURATIONS = {0.0: "0s", 10.0: "10s", 0.5: "500ms", 90.0: "1m30s", 3600.0: "1h", 3723.004: "1h2m3s4ms", 86400.0: "24h"}
+
+
+@pytest.mark.parametrize(("seconds", "text"), DURATIONS.items(), ids=DURATIONS.values())
+def test_a_duration_is_written_as_it_is_read(seconds: float, text: str) -> None:
+    assert (str(Duration(seconds)), Duration.parse(text)) == (text, seconds)
+
+
 def test_the_defaults_may_be_written_out() -> None:
     written = DEFAULTS | {"body": {"strip": False, "maxBytes": 20971520, "timeout": "10s"}}
     assert plain(parse_policy(msgspec.json.encode(written))) == DEFAULTS

@@ -19,6 +19,7 @@ from extproc.policy.extract import from_body, from_head
 from extproc.policy.pick import Load
 from extproc.policy.rules import drawn, rules_of
 from extproc.policy.types import (
+    MEANINGS,
     Endpoint,
     InferenceRequest,
     PassThrough,
@@ -106,6 +107,14 @@ def test_a_restriction_is_never_empty_nor_wider_than_what_is_ready_and_hinted(
         allowed = [e for e in endpoints if e.ready and request.scope.hint.admits(e)]
         assert decision.endpoints
         assert all(e in allowed for e in decision.endpoints)
+
+
+@given(requests, pods, policies)
+def test_a_reason_comes_with_no_decision_that_its_meaning_does_not_name(
+    request: InferenceRequest, endpoints: list[Endpoint], policy_: Any
+) -> None:
+    decision = decide(request, snapshot(*endpoints), policy_)
+    assert type(decision).__name__.lower() in MEANINGS[decision.reason].decisions
 
 
 @given(requests, pods, policies)

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that is wrong with a policy, each with its place; and what is odd about a good one."""
 
+import re
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from extproc.policy.config import PolicyConfig, default_policy
 from extproc.policy.document import DocumentError
 from extproc.policy.loading import parse_policy
 from extproc.policy.problems import oddities, problems, schema
@@ -126,3 +130,36 @@ def test_the_schema_knows_every_key_and_no_other() -> None:
     assert set(top["properties"]) == {field.encode_name for field in msgspec.structs.fields(type(policy()))}
     assert (top["required"], top["additionalProperties"]) == (["apiVersion", "kind"], False)
     assert found["$defs"]["Body"]["properties"]["timeout"]["pattern"] == r"^(\d+(\.\d+)?(ms|s|m|h))+$"
+
+
+KEYS = [
+    (kind, name, key)
+    for kind, described in schema()["$defs"].items()
+    for name, key in described["properties"].items()
+    if name != "action"
+]
+
+
+@pytest.mark.parametrize("key", [key for _, _, key in KEYS], ids=[f"{kind}.{name}" for kind, name, _ in KEYS])
+def test_the_schema_says_in_one_sentence_what_each_key_is_for(key: dict[str, Any]) -> None:
+    assert re.fullmatch(r"[^.\n]+\.", key["description"])
+
+
+def test_the_defaults_of_the_schema_written_out_are_the_default_policy() -> None:
+    parts = schema()["$defs"]
+    top = parts["PolicyConfig"]["properties"]
+    nested = {name: parts[key["$ref"].rpartition("/")[2]]["properties"] for name, key in top.items() if "$ref" in key}
+    defaults = {name: key["default"] for name, key in top.items() if "default" in key}
+    inner = {name: {each: key["default"] for each, key in keys.items()} for name, keys in nested.items()}
+
+    assert (top.keys() - defaults.keys(), set(inner)) == (
+        {"apiVersion", "kind"},
+        {"sources", "match", "body", "promote"},
+    )
+    for written in (defaults, inner):
+        document = {"apiVersion": "owned-by/v1alpha1", "kind": "OwnedByPolicy"} | written
+        assert plain(parse_policy(msgspec.json.encode(document))) == plain(default_policy())
+
+
+def plain(policy_: PolicyConfig) -> object:
+    return msgspec.to_builtins(policy_, enc_hook=str)
