@@ -17,16 +17,20 @@ from extproc.discovery.load import LoadConfig, LoadWatch
 from extproc.discovery.probe import Probe, ProbeConfig
 from extproc.discovery.snapshot import Coalescer, SnapshotStore
 from extproc.envoy.binding import Binding
-from extproc.observability.logs import DecisionLog, make_logger
+from extproc.observability.logs import DecisionLine, DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
+from extproc.observability.recent import Rates, Recent
 from extproc.policy.config import PolicyConfig, default_policy
 from extproc.policy.document import DocumentError
 from extproc.policy.loading import parse_policy
 from extproc.policy.types import Endpoint, Pool, Rewrites, Snapshot
 from extproc.server.admin import HttpServer, admin_app, metrics_app
+from extproc.server.assets import page_routes
 from extproc.server.extproc import ExternalProcessor
 from extproc.server.health import Health
 from extproc.server.lifecycle import Lifecycle
+from extproc.server.live import Live
+from extproc.server.views import Views
 from extproc.settings import Settings, refreshed_every
 
 if TYPE_CHECKING:
@@ -66,6 +70,7 @@ class App:
         self._policy = PolicyStore()
         self._store = SnapshotStore(self._show)
         self._started = time.time()
+        self._loaded_at: dict[str, float] = {}
         self._listed: dict[Pool, tuple[Endpoint, ...]] = {}
         self._endpoints: Callable[[], Mapping[Pool, tuple[Endpoint, ...]]] = lambda: self._listed
         self._rewrites: Callable[[], Mapping[Pool, Rewrites]] = dict
@@ -118,17 +123,34 @@ class App:
         health = Health(dict.fromkeys(("policy", *self._followed, "endpoints", "serving")))
         defer = asyncio.get_running_loop().call_later
         decisions = DecisionLog(self._logger, settings.log_format, settings.log_level, defer)
+        recent, rates = Recent(), Rates(self._metrics.registry)
+
+        def decided(line: DecisionLine) -> None:
+            recent(line)
+            decisions(line)
+
         pool = Pool(namespace, settings.pool_name) if settings.pool_name else None
         processor = ExternalProcessor(
             Binding(settings.attachment, union=settings.allow_pool_union, default=pool),
             self._store.current,
             self._policy.current,
             self._logger,
-            decisions,
+            decided,
             self._metrics,
             lambda: self._load.current,
         )
-        admin = admin_app(lambda: health.ready, self._pages(health, processor), settings.admin_address)
+        pages = self._pages(health, processor)
+        views = Views(
+            status=pages["/statusz"],
+            snapshot=self._store.current,
+            policy=self._policy.current,
+            loads=lambda: self._load.current,
+            recent=recent,
+            rates=rates,
+        )
+        live = Live(views.all, self._logger)
+        shown = [*page_routes(), live.route()]
+        admin = admin_app(lambda: health.ready, pages, settings.admin_address, shown)
         lifecycle = Lifecycle(
             processor,
             health,
@@ -136,7 +158,7 @@ class App:
                 "metrics_port": HttpServer(
                     metrics_app(self._metrics.registry), settings.address, settings.metrics_port
                 ),
-                "admin_port": HttpServer(admin, settings.admin_address, settings.admin_port),
+                "admin_port": HttpServer(admin, settings.admin_address, settings.admin_port, live.end),
             },
             self._logger,
             address=settings.address,
@@ -146,7 +168,7 @@ class App:
             drain_timeout=settings.drain_timeout,
         )
         jobs = [file.watch(self._file_loaded) for file in self._files.values()]
-        jobs += [self._probe.run(), self._load.run(), self._become_ready(health)]
+        jobs += [self._probe.run(), self._load.run(), self._become_ready(health), rates.run(), live.run()]
         jobs += self._watches.jobs() if self._watches else []
         try:
             await _beside(lifecycle.run(), jobs)
@@ -205,12 +227,13 @@ class App:
     def _loaded(self, name: str, error: str | None, **where: str) -> None:
         self._metrics.reload_successful.labels(name).set(error is None)
         if error is None:
+            self._loaded_at[name] = time.time()
             self._metrics.reload_timestamp.labels(name).set_to_current_time()
             self._logger.info("loaded", logger="app", source=name, **where)
         else:
             self._logger.error("not loaded, the last good one stays", logger="app", source=name, **where, error=error)
 
-    def _pages(self, health: Health, processor: ExternalProcessor) -> dict[str, Callable[[], object]]:
+    def _pages(self, health: Health, processor: ExternalProcessor) -> dict[str, Callable[[], dict[str, Any]]]:
         def status() -> dict[str, Any]:
             snapshot = self._store.current()
             return {
@@ -239,8 +262,16 @@ class App:
 
     def _sources(self) -> dict[str, Any]:
         """Where everything comes from, how old it is and what is wrong with it."""
-        sources: dict[str, Any] = {name: {"file": str(f.path), "error": f.error} for name, f in self._files.items()}
+        sources: dict[str, Any] = {
+            name: {"file": str(file.path), "age_seconds": self._age(name), "error": file.error}
+            for name, file in self._files.items()
+        }
         return sources | (self._watches.status() if self._watches else {})
+
+    def _age(self, source: str) -> float | None:
+        """How many seconds ago it was loaded the last time that it could be."""
+        loaded = self._loaded_at.get(source)
+        return None if loaded is None else round(time.time() - loaded, 1)
 
 
 async def _beside(main: Job, jobs: list[Job]) -> None:

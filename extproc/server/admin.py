@@ -7,7 +7,7 @@ Host must be one of ours, and a request that a browser calls cross-site is refus
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,15 +17,20 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 PROBES: Final = ("/healthz", "/readyz")
 Page = Callable[[], object]
 
+_GRACE: Final = 1
+"""Seconds for which the exit waits for a client that does not read its answer."""
 
-def admin_app(ready: Callable[[], bool], pages: dict[str, Page], address: str) -> ASGIApp:
-    """`/healthz`, `/readyz`, and each of `pages` (path -> a function of its content) as JSON."""
+
+def admin_app(
+    ready: Callable[[], bool], pages: Mapping[str, Page], address: str, others: Sequence[BaseRoute] = ()
+) -> ASGIApp:
+    """`/healthz`, `/readyz`, each of `pages` (path -> a function of its content) as JSON, and the `others`."""
 
     def page(content: Page) -> Callable[[Request], Response]:
         def respond(_request: Request) -> Response:
@@ -40,7 +45,7 @@ def admin_app(ready: Callable[[], bool], pages: dict[str, Page], address: str) -
     def readyz(_request: Request) -> Response:
         return PlainTextResponse("ok\n") if ready() else PlainTextResponse("not ready\n", status_code=503)
 
-    routes = [Route("/healthz", healthz), Route("/readyz", readyz)]
+    routes = [Route("/healthz", healthz), Route("/readyz", readyz), *others]
     routes += [Route(path, page(content)) for path, content in pages.items()]
     return _SameSite(Starlette(routes=routes), address)
 
@@ -90,9 +95,16 @@ def _refused(message: str) -> Response:
 class HttpServer(uvicorn.Server):
     """A uvicorn server inside our loop: signals are the process's business, not its."""
 
-    def __init__(self, app: ASGIApp, address: str, port: int) -> None:
-        """Bind now, so that a taken port is an error before anything is served. Raises OSError."""
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    def __init__(self, app: ASGIApp, address: str, port: int, on_stop: Callable[[], None] = lambda: None) -> None:
+        """Bind now, so that a taken port is an error before anything is served. Raises OSError.
+
+        `on_stop` is called when it begins to stop: then it waits for its answers to end, a second for those that do not.
+        """
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE
+        )
+        super().__init__(config)
+        self._on_stop = on_stop
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.socket = socket.create_server((address, port), family=family)
         self.port: int = self.socket.getsockname()[1]
@@ -101,6 +113,11 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the process's handlers alone."""
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop; called by `serve` when `should_exit` is set."""
+        self._on_stop()
+        await super().shutdown(sockets)
 
     async def run_until_stopped(self) -> None:
         """Serve until `should_exit` is set."""
