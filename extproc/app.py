@@ -30,6 +30,7 @@ from extproc.server.extproc import ExternalProcessor
 from extproc.server.health import Health
 from extproc.server.lifecycle import Lifecycle
 from extproc.server.live import Live
+from extproc.server.standin import Token, explain_route
 from extproc.server.views import Views
 from extproc.settings import Settings, refreshed_every
 
@@ -149,8 +150,9 @@ class App:
             rates=rates,
         )
         live = Live(views.all, self._logger)
-        shown = [*page_routes(), live.route()]
-        admin = admin_app(lambda: health.ready, pages, settings.admin_address, shown)
+        shown = [*page_routes(), live.route(), explain_route(self._store.current, self._policy.current)]
+        token = settings.admin_token_file.read_text().strip() if settings.admin_token_file else ""
+        admin = Token(admin_app(lambda: health.ready, pages, settings.admin_address, shown), token)
         lifecycle = Lifecycle(
             processor,
             health,

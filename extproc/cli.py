@@ -149,6 +149,7 @@ def main() -> None:
 @_flag("--metrics-port", type=_PORT, default=9090, help="/metrics.")
 @_flag("--admin-port", type=_PORT, default=9091, help="Admin pages.")
 @_flag("--admin-address", default="127.0.0.1", help="Where the admin pages listen.")
+@_flag("--admin-token-file", type=_FILE, help="The token that the admin pages ask for.")
 @_flag(
     "--probe-interval", type=_DurationType(), default="30s", help="How often endpoints are asked for models; 0s: never."
 )

@@ -32,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: int = 9090
     admin_port: int = 9091
     admin_address: str = "127.0.0.1"
+    admin_token_file: Path | None = None
     pool_name: str | None = None
     pool_namespace: str | None = None
     allow_pool_union: bool = False
