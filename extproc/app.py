@@ -5,30 +5,31 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections import Counter as Tally
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
-from extproc import __version__
 from extproc.discovery.file import WatchedFile, parse_endpoints
 from extproc.discovery.load import LoadConfig, LoadWatch
 from extproc.discovery.probe import Probe, ProbeConfig
 from extproc.discovery.snapshot import Coalescer, SnapshotStore, changes
 from extproc.envoy.binding import Binding
-from extproc.observability.logs import DecisionLog, make_logger
+from extproc.observability.logs import DecisionLine, DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
+from extproc.observability.recent import Rates, Recent
 from extproc.policy.config import PolicyConfig, default_policy
 from extproc.policy.document import DocumentError
 from extproc.policy.loading import parse_policy
 from extproc.policy.types import Endpoint, Pool, Rewrites, Snapshot
 from extproc.server.access import Access
 from extproc.server.admin import Sources, admin_app
+from extproc.server.assets import FILES, page_routes
 from extproc.server.extproc import ExternalProcessor
 from extproc.server.health import Health
 from extproc.server.lifecycle import Lifecycle
 from extproc.server.listener import HttpServer, metrics_app
+from extproc.server.live import Live
+from extproc.server.pages import Pages
+from extproc.server.views import Views
 from extproc.settings import Settings, read_token, refreshed_every
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class App:
         self._policy = PolicyStore()
         self._store = SnapshotStore(self._show)
         self._started = time.time()
+        self._loaded_at: dict[str, float] = {}
         self._listed: dict[Pool, tuple[Endpoint, ...]] = {}
         self._endpoints: Callable[[], Mapping[Pool, tuple[Endpoint, ...]]] = lambda: self._listed
         self._rewrites: Callable[[], Mapping[Pool, Rewrites]] = dict
@@ -142,6 +144,12 @@ class App:
         health = Health(dict.fromkeys(("policy", *self._followed, "endpoints", "serving")))
         defer = asyncio.get_running_loop().call_later
         decisions = DecisionLog(self._logger, settings.log_format, settings.log_level, defer)
+        recent, rates = Recent(), Rates(self._metrics.registry)
+
+        def decided(line: DecisionLine) -> None:
+            recent(line)
+            decisions(line)
+
         pool = Pool(namespace, settings.pool_name) if settings.pool_name else None
         binding = Binding(settings.attachment, union=settings.allow_pool_union, default=pool)
         processor = ExternalProcessor(
@@ -149,14 +157,31 @@ class App:
             self._store.current,
             self._policy.current,
             self._logger,
-            decisions,
+            decided,
             self._metrics,
             lambda: self._load.current,
             self._tracing,
         )
+        pages = Pages(
+            settings,
+            health,
+            processor,
+            self._store.current,
+            self._policy.current,
+            {"sources": self._sources, "probe": self._probe.status, "load": self._load.status},
+        )
+        views = Views(
+            status=pages.status,
+            snapshot=self._store.current,
+            policy=self._policy.current,
+            loads=lambda: self._load.current,
+            recent=recent,
+            rates=rates,
+        )
+        live = Live(views.all, self._logger)
         sources = Sources(
             ready=lambda: health.ready,
-            pages=self._pages(health, processor),
+            pages=pages.all,
             snapshot=self._store.current,
             policy=self._policy.current,
             loads=lambda: self._load.current,
@@ -166,11 +191,12 @@ class App:
             read_only="nothing is kept yet",
         )
         admin = Access(
-            admin_app(sources),
+            admin_app(sources, [*page_routes(), live.route()]),
             self._logger,
             address=settings.admin_address,
             hosts=settings.admin_hosts,
             token_file=settings.admin_token_file,
+            open_paths=FILES,
         )
         lifecycle = Lifecycle(
             processor,
@@ -179,7 +205,7 @@ class App:
                 "metrics_port": HttpServer(
                     metrics_app(self._metrics.registry), settings.address, settings.metrics_port
                 ),
-                "admin_port": HttpServer(admin, settings.admin_address, settings.admin_port),
+                "admin_port": HttpServer(admin, settings.admin_address, settings.admin_port, live.end),
             },
             self._logger,
             address=settings.address,
@@ -189,7 +215,7 @@ class App:
             drain_timeout=settings.drain_timeout,
         )
         jobs = [file.watch(self._file_loaded) for file in self._files.values()]
-        jobs += [self._probe.run(), self._load.run(), self._become_ready(health)]
+        jobs += [self._probe.run(), self._load.run(), self._become_ready(health), rates.run(), live.run()]
         jobs += self._watches.jobs() if self._watches else []
         try:
             await _beside(lifecycle.run(), jobs)
@@ -248,6 +274,7 @@ class App:
     def _loaded(self, name: str, error: str | None, **where: str) -> None:
         self._metrics.reload_successful.labels(name).set(error is None)
         if error is None:
+            self._loaded_at[name] = time.time()
             self._metrics.reload_timestamp.labels(name).set_to_current_time()
             self._logger.info("loaded", logger="app", source=name, **where)
         else:
@@ -266,41 +293,18 @@ class App:
         self._publish()
         return changes(before, self._store.current()) | {"errors": errors}
 
-    def _pages(self, health: Health, processor: ExternalProcessor) -> dict[str, Callable[[], object]]:
-        def status() -> dict[str, Any]:
-            snapshot = self._store.current()
-            return {
-                "version": __version__,
-                "uptime_seconds": round(time.time() - self._started, 1),
-                "ready": health.ready,
-                "components": health.components,
-                "streams": processor.open_streams,
-                "generation": snapshot.generation,
-                "pools": {str(pool): _counts(snapshot, pool) for pool in snapshot.pools},
-                "longest_hint": processor.longest_hint,
-                "sources": self._sources(),
-                "probe": self._probe.status(),
-                "load": self._load.status(),
-            }
-
-        def config() -> dict[str, Any]:
-            source = self._sources().get("policy", {"error": None})
-            return {"policy": msgspec.to_builtins(self._policy.current(), enc_hook=float), "error": source["error"]}
-
-        def endpoints() -> dict[str, Any]:
-            snapshot = self._store.current()
-            return {"generation": snapshot.generation, "pools": {str(p): snapshot.endpoints[p] for p in snapshot.pools}}
-
-        def flags() -> dict[str, Any]:
-            plain = msgspec.to_builtins(self._settings, enc_hook=lambda v: float(v) if isinstance(v, float) else str(v))
-            return {f"--{name.replace('_', '-')}": value for name, value in plain.items()}
-
-        return {"/statusz": status, "/configz": config, "/endpointz": endpoints, "/flagz": flags}
-
     def _sources(self) -> dict[str, Any]:
         """Where everything comes from, how old it is and what is wrong with it."""
-        sources: dict[str, Any] = {name: {"file": str(f.path), "error": f.error} for name, f in self._files.items()}
+        sources: dict[str, Any] = {
+            name: {"file": str(file.path), "age_seconds": self._age(name), "error": file.error}
+            for name, file in self._files.items()
+        }
         return sources | (self._watches.status() if self._watches else {})
+
+    def _age(self, source: str) -> float | None:
+        """How many seconds ago it was loaded the last time that it could be."""
+        loaded = self._loaded_at.get(source)
+        return None if loaded is None else round(time.time() - loaded, 1)
 
 
 async def _beside(main: Job, jobs: list[Job]) -> None:
@@ -330,8 +334,3 @@ def _probing(settings: Settings) -> ProbeConfig:
 def _load_reading(settings: Settings) -> LoadConfig:
     interval = refreshed_every(settings.refresh_metrics_interval, settings.attachment)
     return LoadConfig(interval=interval, stale=settings.metrics_staleness_threshold, asking=_probing(settings))
-
-
-def _counts(snapshot: Snapshot, pool: Any) -> dict[str, int]:
-    tally = Tally(endpoint.ready for endpoint in snapshot.endpoints[pool])
-    return {"ready": tally[True], "not_ready": tally[False]}

@@ -113,6 +113,11 @@ class Candidates:
         """Whether some endpoint, ready or not, is of this owner; `*` always."""
         return owner in self._owners
 
+    @property
+    def census(self) -> tuple[tuple[str, frozenset[str] | None, int, int], ...]:
+        """Owner and models (None: unknown) that some endpoints have in common, how many there are, how many of them ready."""
+        return tuple((each.owner, each.ids, each.known, len(each.ready)) for each in self._alike)
+
     @cached_property
     def engines(self) -> dict[str, frozenset[str]]:
         """Whose an address is, ready or not: the owners of its endpoints."""

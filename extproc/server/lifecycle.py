@@ -78,7 +78,7 @@ class Lifecycle:
                 announcing.cancel()
                 await self._drain(server)
                 for http in self._http.values():
-                    http.stop()
+                    http.should_exit = True
             await health_server.stop(0)
         self._logger.info("stopped", logger="lifecycle")
 

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTTP ports: a server inside our loop, and what the metrics port serves."""
 
-import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import uvicorn
 from prometheus_client import CollectorRegistry, make_asgi_app
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+_GRACE: Final = 1
+"""Seconds for which the exit waits for a client that does not read its answer."""
 
 
 def metrics_app(registry: CollectorRegistry) -> ASGIApp:
@@ -32,25 +35,30 @@ class _Served:
 class HttpServer(uvicorn.Server):
     """A uvicorn server inside our loop: signals are the process's business, not its."""
 
-    def __init__(self, app: ASGIApp, address: str, port: int) -> None:
-        """Bind now, so that a taken port is an error before anything is served. Raises OSError."""
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    def __init__(self, app: ASGIApp, address: str, port: int, on_stop: Callable[[], None] = lambda: None) -> None:
+        """Bind now, so that a taken port is an error before anything is served. Raises OSError.
+
+        `on_stop` is called when it begins to stop: then it waits for its answers to end, a second for those that do not.
+        """
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE
+        )
+        super().__init__(config)
+        self._on_stop = on_stop
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.socket = socket.create_server((address, port), family=family)
         self.port: int = self.socket.getsockname()[1]
-        self.stopping = asyncio.Event()
-        """Set when it is to end: an answer that has no end must then have one, or it would be waited for."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave the process's handlers alone."""
         yield
 
-    async def run_until_stopped(self) -> None:
-        """Serve until `stop`."""
-        await self.serve(sockets=[self.socket])
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop; called by `serve` when `should_exit` is set."""
+        self._on_stop()
+        await super().shutdown(sockets)
 
-    def stop(self) -> None:
-        """End as soon as the answers that are under way have ended."""
-        self.stopping.set()
-        self.should_exit = True
+    async def run_until_stopped(self) -> None:
+        """Serve until `should_exit` is set."""
+        await self.serve(sockets=[self.socket])
