@@ -13,7 +13,7 @@ from extproc.discovery.load import LoadConfig, LoadWatch
 from extproc.discovery.probe import Probe, ProbeConfig
 from extproc.discovery.snapshot import Coalescer, SnapshotStore, changes
 from extproc.envoy.binding import Binding
-from extproc.observability.logs import DecisionLine, DecisionLog, make_logger
+from extproc.observability.logs import DecisionLine, DecisionLog, Relay, make_logger
 from extproc.observability.metrics import Metrics
 from extproc.observability.recent import Rates, Recent
 from extproc.policy.config import PolicyConfig, default_policy
@@ -102,6 +102,9 @@ class App:
         Raises DocumentError if the way to the cluster or to a collector of traces is not to be had, OSError for a taken port.
         """
         async with contextlib.AsyncExitStack() as stack:
+            libraries = Relay(self._logger)
+            libraries.attach()
+            stack.callback(libraries.detach)
             self._tracing = self._open_tracing(stack) if self._settings.tracing else None
             namespace = await self._follow_cluster(stack) if self._settings.needs_cluster else "default"
             await self._serve(self._settings.pool_namespace or namespace)

@@ -23,7 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from extproc import __version__
-from extproc.observability.logs import DecisionLine, Logger
+from extproc.observability.logs import DecisionLine, Logger, Relay
 from extproc.observability.metrics import Exemplar, Metrics
 from extproc.policy.document import DocumentError
 from extproc.policy.types import STATUS, Reason
@@ -38,8 +38,6 @@ PATIENCE: Final = 1.0
 """Seconds that the collector has, when the process ends, to take what is left."""
 
 _MOMENT: Final = 0.2
-_AGAIN: Final = 60.0
-"""Seconds for which the SDK's words are not repeated."""
 _FAILURE: Final = 500
 _HEADERS_LOGGER: Final = "opentelemetry.util.re"
 
@@ -57,7 +55,7 @@ class Tracing:
         """Ready to trace; nobody is dialled yet. Raises TracingError."""
         _refuse_what_is_not_spoken()
         sampler = _sampler()
-        self._relay = _Relay(logger)
+        self._relay = Relay(logger, "opentelemetry", "tracing", _words)
         self._relay.attach()
         # The collector is dialled, and nobody else: no proxy, no credentials that a .netrc has for its host.
         session = requests.Session()
@@ -157,35 +155,11 @@ class _Counted(SpanExporter):
             self._exporter.shutdown()
 
 
-class _Relay(logging.Handler):
-    """The SDK's words as lines of ours: no tracebacks, and the same thing not again before a minute has passed."""
-
-    def __init__(self, logger: Logger) -> None:
-        super().__init__(logging.WARNING)
-        self._to = logger
-        self._said: dict[tuple[str, str], float] = {}
-
-    def attach(self) -> None:
-        """Take what the SDK says."""
-        theirs = logging.getLogger("opentelemetry")
-        theirs.handlers, theirs.propagate = [self], False
-
-    def detach(self) -> None:
-        """Whatever it still says is for nobody."""
-        logging.getLogger("opentelemetry").handlers = [logging.NullHandler()]
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Say it, if it is news."""
-        now = time.monotonic()
-        key = (record.name, str(record.msg))
-        if now - self._said.get(key, -_AGAIN) < _AGAIN:
-            return
-        self._said[key] = now
-        text = record.getMessage()
-        if record.name == _HEADERS_LOGGER:  # its argument is the header, and may be a credential
-            text = "OTEL_EXPORTER_OTLP_HEADERS: a header that is not name=value is left out"
-        error = {"error": str(record.exc_info[1])} if record.exc_info else {}
-        self._to.log(record.levelno, text, logger="tracing", **error)
+def _words(record: logging.LogRecord) -> str:
+    """What the SDK says; where its argument is a header, that may be a credential."""
+    if record.name == _HEADERS_LOGGER:
+        return "OTEL_EXPORTER_OTLP_HEADERS: a header that is not name=value is left out"
+    return record.getMessage()
 
 
 def _refuse_what_is_not_spoken() -> None:

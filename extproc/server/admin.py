@@ -109,7 +109,7 @@ class _Pages:
             pool=_pool(asked.pool) if asked.pool is not None else binding.pool,
             body=asked.body_mode or binding.body,
         )
-        http = HttpRequest(asked.method, asked.path, headers, body, asked.pick, asked.cluster, asked.truncated_at)
+        http = HttpRequest(asked.method, asked.path, headers, body, asked.pick, asked.cluster)
         sources = self._sources
         return as_json(explain(http, binding, sources.snapshot(), sources.policy(), sources.loads()))
 

@@ -42,7 +42,7 @@ class Explain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request to be explained, as a client would send it: `body` is its text, or a JSON object.
 
     `pool`, `attachment` and `body_mode` are what the filter says; `cluster` is where the route leads, `pick` what the EPP
-    picked, `truncated_at` how many bytes of the body Envoy can hold.
+    picked.
     """
 
     path: Annotated[str, Meta(pattern="^/", max_length=65_536)]
@@ -54,7 +54,6 @@ class Explain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cluster: Text = ""
     pick: Text = ""
     body_mode: BodyMode | None = None
-    truncated_at: Annotated[int, Meta(ge=0, le=MAX_BODY)] | None = None
 
 
 async def body_of(request: Request) -> bytes:
