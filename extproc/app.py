@@ -6,19 +6,22 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from extproc.discovery.file import WatchedFile, parse_endpoints
 from extproc.discovery.load import LoadConfig, LoadWatch
+from extproc.discovery.policy import PolicyStore
 from extproc.discovery.probe import Probe, ProbeConfig
+from extproc.discovery.routingfile import NAME as ROUTING_FILE
+from extproc.discovery.routingfile import FileRouting
 from extproc.discovery.snapshot import Coalescer, SnapshotStore, changes
 from extproc.envoy.binding import Binding
 from extproc.observability.logs import DecisionLine, DecisionLog, Relay, make_logger
 from extproc.observability.metrics import Metrics
 from extproc.observability.recent import Rates, Recent
-from extproc.policy.config import PolicyConfig, default_policy
 from extproc.policy.document import DocumentError
-from extproc.policy.loading import parse_policy
+from extproc.policy.routing import RoutingStore
 from extproc.policy.types import Endpoint, Pool, Rewrites, Snapshot
 from extproc.server.access import Access
 from extproc.server.admin import Sources, admin_app
@@ -40,23 +43,12 @@ if TYPE_CHECKING:
 PATIENCE: Final = 10.0
 """Seconds that endpoints have to say what they serve before the server is ready without their answers."""
 
+DISCOVERY: Final = 20.0
+"""Seconds that they have to say it again where an operator asks."""
+DOCUMENTS: Final = ("policy", "routing")
+"""What the policy in force is made of."""
+
 Job = Coroutine[Any, Any, None]
-
-
-class PolicyStore:
-    """The policy in force; the last good one stays until a better one comes."""
-
-    def __init__(self) -> None:
-        """The default policy."""
-        self._current = default_policy()
-
-    def current(self) -> PolicyConfig:
-        """The policy in force."""
-        return self._current
-
-    def apply(self, text: bytes) -> None:
-        """Put a document in force. Raises DocumentError, and then keeps the one that is."""
-        self._current = parse_policy(text)
 
 
 class App:
@@ -79,11 +71,16 @@ class App:
         self._load = LoadWatch(_load_reading(settings), self._store.current, self._metrics, self._logger)
         self._watches: Watches | None = None
         self._tracing: Tracing | None = None
+        self._routing: RoutingStore | None = None
         self._files: dict[str, WatchedFile] = {}
         if settings.endpoints_file:
             self._files["endpoints"] = WatchedFile(settings.endpoints_file, self._list_endpoints)
         if settings.config_file:
             self._files["policy"] = WatchedFile(settings.config_file, self._policy.apply)
+            if not settings.needs_cluster:
+                path = settings.config_file.with_name(ROUTING_FILE)
+                self._files["routing"] = WatchedFile(path, self._policy.apply_routing, optional=True)
+                self._routing = FileRouting(path)
         if settings.admin_token_file:
             try:
                 read_token(settings.admin_token_file)
@@ -127,7 +124,9 @@ class App:
                 cluster = watches.follow_pools(changed, namespaces)
             self._endpoints, self._rewrites = cluster.endpoints, lambda: cluster.rewrites
         if settings.config_map:
-            watches.follow_policy(settings.config_map, self._policy.apply, self._policy_loaded)
+            watches.follow_policy(settings.config_map, self._policy.apply, partial(self._map_loaded, "policy"))
+        loaded = partial(self._map_loaded, "routing")
+        self._routing = watches.follow_routing("", self._policy.apply_routing, loaded)
         return watches.namespace
 
     def _open_tracing(self, stack: contextlib.AsyncExitStack) -> "Tracing":
@@ -144,7 +143,7 @@ class App:
     async def _serve(self, namespace: str) -> None:
         """Listen, follow the sources, and be ready as soon as they are; `namespace` is that of `--pool-name`."""
         settings = self._settings
-        health = Health(dict.fromkeys(("policy", *self._followed, "endpoints", "serving")))
+        health = Health(dict.fromkeys((*DOCUMENTS, *self._followed, "endpoints", "serving")))
         defer = asyncio.get_running_loop().call_later
         decisions = DecisionLog(self._logger, settings.log_format, settings.log_level, defer)
         recent, rates = Recent(), Rates(self._metrics.registry)
@@ -190,8 +189,8 @@ class App:
             loads=lambda: self._load.current,
             binding=binding,
             discover=self._discover,
-            routing=None,
-            read_only="nothing is kept yet",
+            routing=self._routing,
+            read_only=self._read_only,
         )
         admin = Access(
             admin_app(sources, [*page_routes(), live.route()]),
@@ -226,6 +225,13 @@ class App:
             decisions.flush()
 
     @property
+    def _read_only(self) -> str:
+        """Why the routing cannot be changed, "" if it can."""
+        if self._settings.admin_read_only:
+            return "--admin-read-only is set"
+        return "" if self._routing else "there is no place to keep an entry: neither a cluster nor a --config-file"
+
+    @property
     def _followed(self) -> tuple[str, ...]:
         """What is followed at an API server, a component each."""
         return self._watches.names if self._watches else ()
@@ -239,14 +245,14 @@ class App:
             await health.set(name, well=True)
 
         async def ask() -> None:
-            await asyncio.gather(*(sync(name) for name in self._followed if name != "policy"))
+            await asyncio.gather(*(sync(name) for name in self._followed if name not in DOCUMENTS))
             self._publish()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._probe.settled.wait(), PATIENCE)
             self._publish()
             await health.set("endpoints", well=True)
 
-        await asyncio.gather(sync("policy"), ask())
+        await asyncio.gather(*map(sync, DOCUMENTS), ask())
         # What is there now stays: the collector need not look at it again with every few hundred requests.
         gc.collect()
         gc.freeze()
@@ -270,9 +276,9 @@ class App:
         if name == "endpoints" and error is None:
             self._publish()
 
-    def _policy_loaded(self, policy: "PolicyMap", error: str | None) -> None:
-        """Tell of a policy that came from the cluster."""
-        self._loaded("policy", error, configmap=str(policy))
+    def _map_loaded(self, name: str, source: "PolicyMap", error: str | None) -> None:
+        """Tell of a document that came from the cluster."""
+        self._loaded(name, error, configmap=str(source))
 
     def _loaded(self, name: str, error: str | None, **where: str) -> None:
         self._metrics.reload_successful.labels(name).set(error is None)
@@ -293,6 +299,14 @@ class App:
                     self._file_loaded(file, None)
             except DocumentError as error:
                 errors[name] = str(error)
+        if self._watches:
+            errors |= await self._watches.relist()
+        self._publish()
+        try:
+            async with asyncio.timeout(DISCOVERY):
+                await self._probe.again()
+        except TimeoutError:
+            errors["models"] = f"not all endpoints have answered within {DISCOVERY:g} s"
         self._publish()
         return changes(before, self._store.current()) | {"errors": errors}
 

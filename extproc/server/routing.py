@@ -17,7 +17,14 @@ from extproc.server.answers import Mistake, as_json
 from extproc.server.requests import RoutingChange, decoded, parameters
 
 PATH: Final = "/admin/api/routing"
-_STATUS: Final = {"conflict": 409, "read_only": 409, "unreadable": 409, "too_large": 409, "unavailable": 503}
+_STATUS: Final = {
+    "conflict": 409,
+    "read_only": 409,
+    "unreadable": 409,
+    "too_large": 413,
+    "invalid": 400,
+    "unavailable": 503,
+}
 
 
 class RoutingApi:

@@ -17,11 +17,16 @@ from extproc.discovery.reflector import Reflector
 from extproc.observability.logs import make_logger
 from extproc.observability.metrics import Metrics
 from tests.discovery.reflector.following import bookmark, document, event, failure, page, pod
+from tests.fakes.api_server import PATIENCE
 
 NAMES = ("a", "b", "c")
 WRITES = st.tuples(st.sampled_from(["put", "delete"]), st.sampled_from(NAMES))
 NEWS = st.tuples(st.sampled_from(["deliver", "repeat"]), st.integers(0, 5))
-TROUBLE = st.tuples(st.sampled_from(["bookmark", "end", "cut", "rubbish", "error", "expired", "refused", "next page"]))
+TROUBLE = st.tuples(
+    st.sampled_from(
+        ["bookmark", "end", "cut", "rubbish", "error", "expired", "refused", "next page", "relist", "relist"]
+    )
+)
 SCRIPTS = st.lists(st.one_of(WRITES, WRITES, NEWS, NEWS, TROUBLE), max_size=60)
 
 
@@ -33,6 +38,22 @@ class Store:
         self.version = 10
         self.versions: dict[str, int] = {}
         self.log: list[tuple[int, dict[str, Any]]] = []
+        self.reflector: Reflector[Pod]
+        self.asked: list[asyncio.Task[str | None]] = []
+
+    async def relist(self) -> None:
+        """Somebody asks for a list, which interrupts whoever is here; it shows all that was written before."""
+
+        async def ask(since: int, before: dict[str, int]) -> str | None:
+            error = await self.reflector.relist()
+            known = {name: int(one.metadata.resource_version) for (_, name), one in self.reflector.objects.items()}
+            later = {line["object"]["metadata"]["name"] for version, line in self.log if version > since}
+            assert error or {name for name in NAMES if known.get(name) != before.get(name)} <= later
+            return error
+
+        self.asked.append(asyncio.create_task(ask(self.version, dict(self.versions))))
+        for _ in range(3):  # it asks, the time of the turn is up, and whoever is here is interrupted
+            await asyncio.sleep(0)
 
     def write(self, verb: str, name: str) -> bool:
         """Do what a line of the script says, if it is a write."""
@@ -53,6 +74,9 @@ class Store:
         """A page with one object; the store may be written to in between, the list stays that of one moment."""
         for verb, *arguments in self.script:
             if self.write(verb, *arguments):
+                continue
+            if verb == "relist":
+                await self.relist()
                 continue
             if verb in {"cut", "error", "refused"}:
                 raise ApiError(500, verb)
@@ -75,6 +99,9 @@ class Store:
     async def _lines(self, since: int) -> AsyncIterator[bytes]:
         for verb, *arguments in self.script:
             if self.write(verb, *arguments):
+                continue
+            if verb == "relist":
+                await self.relist()
                 continue
             if verb == "end":
                 return
@@ -119,8 +146,11 @@ async def _follow(store: Store) -> tuple[dict[tuple[str, str], Pod], dict[tuple[
 
     logger = make_logger("json", "critical", io.BytesIO())
     reflector: Reflector[Pod] = Reflector(store, PODS, "", on_change, Metrics(), logger, sleep=_at_once)  # type: ignore[arg-type]
+    store.reflector = reflector
     with contextlib.suppress(asyncio.CancelledError):
         await reflector.run()
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*store.asked)
     return reflector.objects, heard
 
 
