@@ -18,5 +18,5 @@ async def served(app: ASGIApp) -> AsyncIterator[str]:
     try:
         yield f"http://127.0.0.1:{server.port}"
     finally:
-        server.stop()
+        server.should_exit = True
         await task

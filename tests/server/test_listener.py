@@ -26,20 +26,22 @@ async def test_metrics_are_served_in_prometheus_format() -> None:
 
 
 async def test_an_answer_without_an_end_is_told_that_the_server_stops() -> None:
+    stopping = asyncio.Event()
+
     async def forever(_request: Request) -> StreamingResponse:
         async def lines() -> AsyncIterator[str]:
             yield "first\n"
-            await server.stopping.wait()
+            await stopping.wait()
             yield "last\n"
 
         return StreamingResponse(lines())
 
-    server = HttpServer(Starlette(routes=[Route("/", forever)]), "127.0.0.1", 0)
+    server = HttpServer(Starlette(routes=[Route("/", forever)]), "127.0.0.1", 0, stopping.set)
     task = asyncio.create_task(server.run_until_stopped())
     async with httpx2.AsyncClient() as client, client.stream("GET", f"http://127.0.0.1:{server.port}/") as answer:
         lines = answer.aiter_lines()
         heard = [await anext(lines)]
-        server.stop()
+        server.should_exit = True
         heard += [line async for line in lines]
     await task
 
