@@ -71,6 +71,10 @@ class _LabelsType(click.ParamType[Any]):
         return {key.strip(): wanted.strip() for key, _, wanted in pairs}
 
 
+class _PortType(click.IntRange):
+    name = "port"
+
+
 class _PortsType(click.ParamType[Any]):
     name = "port,..."
 
@@ -115,7 +119,7 @@ def _flag(name: str, **settings: Any) -> Callable[[F], F]:
 
 
 _ATTACHMENTS = [attachment.value for attachment in Attachment]
-_PORT = click.IntRange(0, _LAST_PORT)
+_PORT = _PortType(0, _LAST_PORT)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -229,7 +233,13 @@ def validate(*, file: Path | None, endpoints_file: Path | None, show_schema: boo
 @main.command("explain")
 @_flag("--endpoints-file", type=_FILE, required=True, help="The pools and their endpoints.")
 @_flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
-@click.option("--attachment", type=click.Choice(_ATTACHMENTS), default=Attachment.BEFORE.value, show_default=True)
+@click.option(
+    "--attachment",
+    type=click.Choice(_ATTACHMENTS),
+    default=Attachment.BEFORE.value,
+    show_default=True,
+    help="Where the filter sits.",
+)
 @click.option("--pool", type=_PoolType(), default=None, help="The pool that the filter names.")
 @click.option("--cluster", default="", help="Where the route leads, as Envoy calls it (xds.cluster_name).")
 @click.option("--pick", default="", metavar="IP:PORT,...", help="What the EPP picked, for `after`.")
@@ -291,7 +301,7 @@ def explain_command(**given: Any) -> None:
 
 @main.command()
 @click.option("--service", default=SERVICE, show_default=True, help="`liveness`, `readiness` or the service's name.")
-@click.option("--address", default="127.0.0.1", show_default=True)
+@click.option("--address", default="127.0.0.1", show_default=True, help="Where it listens.")
 @_flag("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.")
 def health(service: str, address: str, grpc_health_port: int) -> None:
     """Ask a running server how it is: exit 0 if it is serving, else 1."""
@@ -334,8 +344,9 @@ def _words(found: Explanation) -> str:
     """The explanation for a person."""
     lines = [f"decision     {found.decision} ({found.reason})"]
     lines += [f"{name:<12} {value}" for name, value in found.facts()]
-    lines += ["steps        filter                            eligible before -> after"]
-    lines += [f"             {step.filter:<34}{step.before} -> {step.after}" for step in found.steps]
+    width = max(34, *(len(step.filter) + 2 for step in found.steps), 0)
+    lines += [f"steps        {'filter':<{width}}eligible before -> after"]
+    lines += [f"             {step.filter:<{width}}{step.before} -> {step.after}" for step in found.steps]
     return "\n".join(lines) + "\n"
 
 
