@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-envoys check bench bench-cluster protos lock
+.PHONY: help setup demo test test-all test-envoys check docs bench bench-cluster protos lock
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,7 +38,7 @@ test-envoys: setup $(ENVOYS:%=.venv/envoys/%) ## the chains on every Envoy in us
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --target $@ -r $<
 	touch $@
 
-check: setup ## format, lint, types, import contracts, proto lint, generated code
+check: setup ## format, lint, types, import contracts, proto lint, generated code and pages
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
@@ -46,6 +46,10 @@ check: setup ## format, lint, types, import contracts, proto lint, generated cod
 	$(BIN)/buf lint
 	@$(MAKE) --no-print-directory protos OUT=.venv/protos
 	diff -r -x '*.pyc' -x __pycache__ -x __init__.py .venv/protos/extproc/envoy/pb extproc/envoy/pb
+	$(BIN)/python docs/generate.py --check
+
+docs: setup ## write docs/reference from the code
+	$(BIN)/python docs/generate.py
 
 bench: setup ## measure side by side (needs wrk)
 	$(BIN)/python -m bench

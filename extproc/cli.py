@@ -27,6 +27,7 @@ from extproc.flags import (
     NamespacesType,
     PoolType,
     PortsType,
+    PortType,
     flag,
     refuse_contradictions,
 )
@@ -39,7 +40,7 @@ from extproc.settings import Settings
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _ATTACHMENTS = [attachment.value for attachment in Attachment]
-_PORT = click.IntRange(0, LAST_PORT)
+_PORT = PortType(0, LAST_PORT)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -135,7 +136,13 @@ def validate(*, file: Path | None, endpoints_file: Path | None, show_schema: boo
 @main.command("explain")
 @flag("--endpoints-file", type=_FILE, required=True, help="The pools and their endpoints.")
 @flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
-@click.option("--attachment", type=click.Choice(_ATTACHMENTS), default=Attachment.BEFORE.value, show_default=True)
+@click.option(
+    "--attachment",
+    type=click.Choice(_ATTACHMENTS),
+    default=Attachment.BEFORE.value,
+    show_default=True,
+    help="Where the filter sits.",
+)
 @click.option("--pool", type=PoolType(), default=None, help="The pool that the filter names.")
 @click.option("--cluster", default="", help="Where the route leads, as Envoy calls it (xds.cluster_name).")
 @click.option("--pick", default="", metavar="IP:PORT,...", help="What the EPP picked, for `after`.")
@@ -197,7 +204,7 @@ def explain_command(**given: Any) -> None:
 
 @main.command()
 @click.option("--service", default=SERVICE, show_default=True, help="`liveness`, `readiness` or the service's name.")
-@click.option("--address", default="127.0.0.1", show_default=True)
+@click.option("--address", default="127.0.0.1", show_default=True, help="Where it listens.")
 @flag("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.")
 def health(service: str, address: str, grpc_health_port: int) -> None:
     """Ask a running server how it is: exit 0 if it is serving, else 1."""
@@ -240,8 +247,9 @@ def _words(found: Explanation) -> str:
     """The explanation for a person."""
     lines = [f"decision     {found.decision} ({found.reason})"]
     lines += [f"{name:<12} {value}" for name, value in found.facts()]
-    lines += ["steps        filter                            eligible before -> after"]
-    lines += [f"             {step.filter:<34}{step.before} -> {step.after}" for step in found.steps]
+    width = max(34, *(len(step.filter) + 2 for step in found.steps), 0)
+    lines += [f"steps        {'filter':<{width}}eligible before -> after"]
+    lines += [f"             {step.filter:<{width}}{step.before} -> {step.after}" for step in found.steps]
     return "\n".join(lines) + "\n"
 
 

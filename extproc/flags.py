@@ -63,6 +63,12 @@ class LabelsType(click.ParamType[Any]):
         return {key.strip(): wanted.strip() for key, _, wanted in pairs}
 
 
+class PortType(click.IntRange):
+    """A port; 0 is a free one."""
+
+    name = "port"
+
+
 class PortsType(click.ParamType[Any]):
     """Ports, each once."""
 

@@ -180,6 +180,19 @@ class TestExplain:
 
         assert (code, [line for line in lines if not line or line.startswith("body  ")]) == (0, ["body         {}"])
 
+    def test_the_columns_make_room_for_a_long_name(self) -> None:
+        arguments = ["-H", "x-owned-by: " + "x" * 40, "-X", "POST", "/v1/x"]
+        code, output = run("explain", "--endpoints-file", "endpoints.yaml", *arguments)
+
+        assert (code, output.splitlines()[-3:]) == (
+            0,
+            [
+                "steps        filter" + " " * 42 + "eligible before -> after",
+                "             pool default/chat" + " " * 31 + "2 -> 2",
+                "             owner " + "x" * 40 + "  2 -> 0",
+            ],
+        )
+
     def test_it_shows_what_a_body_comes_to_that_is_cut(self) -> None:
         arguments = ["--truncated-at", "12", "-d", "-", "/v1/x"]
         code, output = run("explain", "--endpoints-file", "endpoints.yaml", *arguments, text='{"engine": "sglang"}')

@@ -4,7 +4,6 @@
 import re
 from pathlib import Path
 
-import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -15,12 +14,14 @@ from extproc.observability.metrics import Metrics
 from extproc.policy.loading import parse_policy
 from extproc.policy.pick import Correction
 from extproc.policy.types import Pool, Reason
-from tests.builders import HEAD
 from tests.compatibility import DOCUMENT, SCENARIOS, VERSIONS, table_of
+from tests.docs.pages import PAGES, ROOT, blocks
 
-ROOT = Path(__file__).parents[1]
 ATTACHMENTS = (ROOT / "docs" / "attachments.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def test_the_table_of_envoys_is_what_is_promised_of_them() -> None:
@@ -38,41 +39,6 @@ def test_every_envoy_of_the_table_is_one_that_is_run() -> None:
 @pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", ATTACHMENTS, re.DOTALL))
 def test_every_policy_is_accepted(text: str) -> None:
     assert parse_policy(text.encode()).destinations == 3
-
-
-LLAMA = "meta-llama/Llama-3.2-1B-Instruct"
-WORLD = """pools:
-- name: chat
-  endpoints:
-  - {name: a, address: "127.0.0.1:8001", labels: {llm-d.ai/engine-type: vllm, app: llama-canary}, models: [%s]}
-  - {name: b, address: "127.0.0.1:8002", labels: {llm-d.ai/engine-type: sglang}, models: [%s], ready: %s}
-"""
-SAID = {
-    "prefer": ("true", [], "owner-preferred", ["127.0.0.1:8002"]),
-    "split": ("true", ["-H", "x-request-id: 7"], "owner-drawn", ["127.0.0.1:8001"]),
-    "fallback": ("false", ["-H", "x-owned-by: sglang"], "owner-fallback", ["127.0.0.1:8001"]),
-    "models": ("true", ["-H", "x-owned-by: vllm"], "rejected-by-policy", []),
-    "routing": ("true", ["-H", "x-owned-by: vllm"], "owner-matched", ["127.0.0.1:8001"]),
-}
-
-
-@pytest.mark.parametrize(
-    ("key", "text"),
-    [
-        (next(key for key in SAID if key in text), text)
-        for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "policy.md").read_text(), re.DOTALL)
-    ],
-)
-def test_every_example_of_the_policy_does_what_is_said_of_it(key: str, text: str, tmp_path: Path) -> None:
-    ready, arguments, reason, endpoints = SAID[key]
-    files = {"endpoints": WORLD % (LLAMA, LLAMA, ready), "policy": HEAD + text, "body": f'{{"model": "{LLAMA}"}}'}
-    for name, content in files.items():
-        (tmp_path / name).write_text(content)
-    flags = ["--endpoints-file", str(tmp_path / "endpoints"), "--config-file", str(tmp_path / "policy"), "--json"]
-    result = CliRunner().invoke(main, ["explain", *flags, *arguments, "-d", str(tmp_path / "body"), "/v1/completions"])
-    found = msgspec.json.decode(result.output)
-
-    assert (found["reason"], found["endpoints"]) == (reason, endpoints)
 
 
 def test_every_attachment_has_a_section() -> None:
@@ -93,10 +59,22 @@ def test_every_reason_is_one_that_there_is() -> None:
     assert {"hint-without-body", "hint-ipv6", "not-a-pool"} <= reasons & set(re.findall(r"`([a-z0-9-]+)`", ATTACHMENTS))
 
 
-def test_every_flag_is_one_that_there_is() -> None:
-    described = "".join(CliRunner().invoke(main, [command, "--help"]).output for command in ("serve", "explain"))
+HELP = {name: CliRunner().invoke(main, [name, "--help"]).output for name in main.commands}
+FLAGS = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "".join(HELP.values())))
 
-    assert [flag for flag in re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", ATTACHMENTS) if flag not in described] == []
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_flag_is_one_that_there_is(page: Path) -> None:
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())) <= FLAGS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_is_one_that_there_is(page: Path) -> None:
+    text = page.read_text()
+    code = [block.text for block in blocks(text)] + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+    called = re.findall(r"(?:^|\| |\$ )owned-by ([a-z]+)", "\n".join(code), re.MULTILINE)
+
+    assert set(called) <= HELP.keys()
 
 
 def test_the_cluster_of_a_pool_is_spelt_as_istio_does() -> None:
@@ -105,8 +83,31 @@ def test_the_cluster_of_a_pool_is_spelt_as_istio_does() -> None:
     assert pool_of_cluster(cluster + "cluster.local", ()) == Pool("default", "chat")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
 
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_place_on_a_page_that_is_linked_to_is_there(page: Path) -> None:
+    for path, place in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
+        target = (page.parent / path).read_text() if path else page.read_text()
+        assert place in [_slug(heading) for heading in re.findall(r"^#+ (.*)$", target, re.MULTILINE)]
+
+
+def _slug(heading: str) -> str:
+    """The name that a heading has on the site where the pages are read."""
+    return re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_page_is_found_from_the_first() -> None:
+    found, todo = set[Path](), [ROOT / "docs" / "README.md"]
+    while todo:
+        page = todo.pop().resolve()
+        if page not in found and page.suffix == ".md":
+            found.add(page)
+            todo += [page.parent / link for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())]
+
+    assert [page for page in PAGES if page not in found] == []

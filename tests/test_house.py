@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path
-    for folder in ("extproc", "tests", "bench", "protos")
+    for folder in ("extproc", "tests", "bench", "docs", "protos")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in {".py", ".proto"} and not path.name.endswith("_pb2.py")
 )

@@ -72,7 +72,7 @@ def schema() -> dict[str, Any]:
 
     def described(kind: type) -> dict[str, Any]:
         if kind is Duration:
-            return {"type": "string", "pattern": _DURATION, "description": "a length of time, such as 10s or 1m30s"}
+            return {"type": "string", "pattern": _DURATION, "examples": ["10s", "1m30s"]}
         raise NotImplementedError
 
     found = msgspec.json.schema(PolicyConfig, schema_hook=described)

@@ -79,8 +79,7 @@ def routing_document(routes: Routes) -> str:
 
 def plain(route: Route) -> dict[str, Any]:
     """An entry as it is written and shown: what the selector does not say is left out."""
-    found: dict[str, Any] = msgspec.to_builtins(route, builtin_types=())
-    found["selector"] = {key: value for key, value in found["selector"].items() if value}
+    found: dict[str, Any] = msgspec.to_builtins(route)
     return found
 
 

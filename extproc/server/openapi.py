@@ -13,6 +13,9 @@ from extproc.server.requests import OWNERS, POOL, VERSION, Explain, RoutingChang
 Json = dict[str, Any]
 
 _CODES: Final = {
+    200: "Done.",
+    201: "Stored: there was none.",
+    204: "Forgotten.",
     400: "The request is not what it must be; `param` names the field.",
     401: "The bearer token is missing or wrong.",
     403: "The Host is not this server's, or another site asks.",
@@ -20,7 +23,7 @@ _CODES: Final = {
     409: "Not at that `resourceVersion` (`conflict`), or it cannot be changed here (`read_only`).",
     413: "The body is too long.",
     415: "A body must be `application/json`.",
-    503: "Where it is kept cannot be reached now.",
+    503: "Not now: it is not ready, or what is needed cannot be read or reached.",
 }
 _ANYTHING: Final[Json] = {"type": "object"}
 _STORED: Final[Json] = {"allOf": [{"$ref": "#/components/schemas/Entry"}], "required": ["resourceVersion"]}
@@ -128,7 +131,7 @@ def _operation(
     if body:
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
     for status, schema in answers.items():
-        found["responses"][str(status)] = {"description": "Done."} | _content(schema)
+        found["responses"][str(status)] = {"description": _CODES[status]} | _content(schema)
     for status in sorted(errors | {401, 403}):
         found["responses"][str(status)] = {"description": _CODES[status]} | _content(_ref("Error"))
     return found
@@ -140,7 +143,7 @@ def _shown(summary: str) -> Json:
 
 def _probe(summary: str, statuses: set[int]) -> Json:
     text = {"text/plain": {"schema": {"type": "string"}}}
-    answers = {str(status): {"description": "It says so in a word.", "content": text} for status in sorted(statuses)}
+    answers = {str(status): {"description": _CODES[status], "content": text} for status in sorted(statuses)}
     return {"summary": summary, "security": [], "responses": answers}
 
 

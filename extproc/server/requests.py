@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 MAX_BODY: Final = 1_048_576
 """The longest body that is read, in bytes."""
-VERSION: Final = "the resourceVersion that the change is made for, as GET gave it: if it is another one by now, 409"
+VERSION: Final = "The version that the change is made for, as GET gave it: if it is another one by now, 409."
 
 _END: Final = r"$(?!\n)"
 """The end, also to Python, whose `$` is before a last line end too."""
@@ -24,36 +24,37 @@ _OWNER: Final = r"(?![aA][nN][yY](?:,|$))[A-Za-z0-9._/-]{1,128}"
 OWNERS: Final = rf"^{_OWNER}(,{_OWNER}){{0,7}}{_END}"
 POOL: Final = rf"^[^/]+/[^/]+{_END}"
 
-Text = Annotated[str, Meta(max_length=65_536)]
 HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+" + _END, max_length=256)]
 HeaderValue = Annotated[str, Meta(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]*" + _END, max_length=65_536)]
+
+
+def _text(description: str, **rules: Any) -> Any:
+    return Meta(description=description, **{"max_length": 65_536, **rules})
 
 
 class RoutingChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"version": "resourceVersion"}):
     """A routing entry to be stored."""
 
-    model: Annotated[str, Meta(min_length=1, max_length=256)]
-    owned_by: Annotated[str, Meta(pattern=f"^{_OWNER}{_END}")]
-    selector: Selector
-    version: Annotated[str, Meta(max_length=64, description=VERSION)] = ""
+    model: Annotated[str, _text("The model's name.", min_length=1, max_length=256)]
+    owned_by: Annotated[str, _text("Whose endpoints these are to be.", pattern=f"^{_OWNER}{_END}")]
+    selector: Annotated[Selector, Meta(description="The labels that they have; not empty.")]
+    version: Annotated[str, _text(VERSION, max_length=64)] = ""
 
 
 class Explain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A request to be explained, as a client would send it: `body` is its text, or a JSON object.
+    """A request to be explained, as a client would send it, and what the gateway would say of it."""
 
-    `pool`, `attachment` and `body_mode` are what the filter says; `cluster` is where the route leads, `pick` what the EPP
-    picked.
-    """
-
-    path: Annotated[str, Meta(pattern="^/", max_length=65_536)]
-    method: Annotated[str, Meta(pattern="^[A-Z]{1,32}$")] = "POST"
-    headers: dict[HeaderName, HeaderValue] = {}
-    body: str | dict[str, Any] = ""
-    attachment: Attachment | None = None
-    pool: Annotated[str, Meta(pattern=POOL, max_length=512)] | None = None
-    cluster: Text = ""
-    pick: Text = ""
-    body_mode: BodyMode | None = None
+    path: Annotated[str, _text("Its path, with the query.", pattern="^/")]
+    method: Annotated[str, _text("Its method.", pattern=f"^[A-Z]{{1,32}}{_END}")] = "POST"
+    headers: Annotated[dict[HeaderName, HeaderValue], Meta(description="Its headers.")] = {}
+    body: Annotated[str | dict[str, Any], Meta(description="Its body: the text of it, or a JSON object.")] = ""
+    attachment: Annotated[Attachment | None, Meta(description="Where the filter sits.")] = None
+    pool: Annotated[
+        Annotated[str, Meta(pattern=POOL, max_length=512)] | None, Meta(description="The pool that the filter names.")
+    ] = None
+    cluster: Annotated[str, _text("Where the route leads, as Envoy calls it (`xds.cluster_name`).")] = ""
+    pick: Annotated[str, _text("What the EPP picked, `ip:port,...`, for `after`.")] = ""
+    body_mode: Annotated[BodyMode | None, Meta(description="How a body comes.")] = None
 
 
 async def body_of(request: Request) -> bytes:
