@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+import h11
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
@@ -34,7 +35,7 @@ class Span:
 
 
 class Collector:
-    """Listens at a free port while the context is open; `spans` are those that have arrived, `requests` their requests.
+    """Listens at a free port while the context is open; `spans` are those that have arrived, `requests` the headers.
 
     It answers each request with `status`, or with None not at all.
     """
@@ -42,7 +43,7 @@ class Collector:
     def __init__(self, status: int | None = 200) -> None:
         self.spans: list[Span] = []
         self.resources: list[Attributes] = []
-        self.requests: list[str] = []
+        self.requests: list[dict[str, str]] = []
         self.port = 0
         self._status = status
         self._news = asyncio.Condition()
@@ -81,19 +82,30 @@ class Collector:
         connection.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, OSError), contextlib.closing(writer):  # the client left
-            while head := (await reader.readuntil(b"\r\n\r\n")).decode():
-                first, *lines = head.splitlines()
-                fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-                body = await reader.readexactly(int(fields["content-length"]))
-                async with self._news:
-                    self.requests.append(head)
-                    if first.startswith("POST /v1/traces ") and self._status == 200:
-                        self._take(ExportTraceServiceRequest.FromString(body))
-                    self._news.notify_all()
-                if self._status is not None:
-                    writer.write(f"HTTP/1.1 {self._status} Said\r\ncontent-length: 0\r\n\r\n".encode())
-                    await writer.drain()
+        protocol = h11.Connection(h11.SERVER)
+        with contextlib.suppress(OSError, h11.RemoteProtocolError), contextlib.closing(writer):  # the client left
+            while (request := await _next(protocol, reader)) is not None:
+                body = b""
+                while isinstance(piece := await _next(protocol, reader), h11.Data):
+                    body += piece.data
+                await self._arrived(request, body)
+                if self._status is None:
+                    await asyncio.Event().wait()
+                writer.write(
+                    protocol.send(
+                        h11.Response(status_code=self._status, reason=b"Said", headers=[("content-length", "0")])
+                    )
+                )
+                writer.write(protocol.send(h11.EndOfMessage()))
+                await writer.drain()
+                protocol.start_next_cycle()
+
+    async def _arrived(self, request: h11.Request, body: bytes) -> None:
+        async with self._news:
+            self.requests.append({name.decode(): value.decode("latin-1") for name, value in request.headers})
+            if (request.method, request.target, self._status) == (b"POST", b"/v1/traces", 200):
+                self._take(ExportTraceServiceRequest.FromString(body))
+            self._news.notify_all()
 
     def _take(self, request: ExportTraceServiceRequest) -> None:
         for group in request.resource_spans:
@@ -101,6 +113,13 @@ class Collector:
             self.resources.append(resource)
             spans = [span for scope in group.scope_spans for span in scope.spans]
             self.spans += [_span(resource["service.name"], span) for span in spans]
+
+
+async def _next(protocol: h11.Connection, reader: asyncio.StreamReader) -> Any:
+    """The next event of a request, None once the client has closed."""
+    while (event := protocol.next_event()) is h11.NEED_DATA:
+        protocol.receive_data(await reader.read(65_536))
+    return None if isinstance(event, h11.ConnectionClosed) else event
 
 
 def _span(service: str, span: trace_pb2.Span) -> Span:

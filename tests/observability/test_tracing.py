@@ -308,7 +308,7 @@ async def test_a_header_that_cannot_be_read_is_not_shown(collector: Collector, m
     async with traced() as made:
         made.decide()
 
-    assert "x-token: other" in collector.requests[0]
+    assert collector.requests[0]["x-token"] == "other"
     assert [each["msg"] for each in made.lines] == [
         "OTEL_EXPORTER_OTLP_HEADERS: a header that is not name=value is left out"
     ]
