@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
 from prometheus_client import CollectorRegistry
 
 from extproc.observability.logs import DecisionLine
@@ -23,7 +22,6 @@ SECONDS: Final = 120
 _LONGEST: Final = 256
 """Characters of a text that are shown."""
 _DECISIONS: Final = "owned_by_decisions_total"
-_LEFT_OUT: Final = ("ts", "level", "logger", "msg")
 
 
 class Recent:
@@ -39,19 +37,23 @@ class Recent:
         self._lines.append((self._clock(), line))
 
     def latest(self) -> list[dict[str, Any]]:
-        """The newest first: `at` in seconds since 1970, then the fields of the line, no text longer than 256 characters."""
-        return [{"at": round(at, 3)} | _fields(line) for at, line in reversed(self._lines)]
-
-
-def _fields(line: DecisionLine) -> dict[str, Any]:
-    found = {name: value for name, value in msgspec.to_builtins(line).items() if name not in _LEFT_OUT}
-    return {name: _short(value) for name, value in found.items()}
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, str):
-        return value[:_LONGEST]
-    return [_short(each) for each in value] if isinstance(value, list | tuple) else value
+        """The newest first: `at` in seconds since 1970, then what the line says, no text longer than 256 characters."""
+        return [
+            {
+                "at": round(at, 3),
+                "x-request-id": line.request_id[:_LONGEST],
+                "attachment": line.attachment,
+                "decision": line.decision,
+                "reason": line.reason,
+                "owner": line.owner[:_LONGEST],
+                "owners": [owner[:_LONGEST] for owner in line.owners],
+                "model": line.model[:_LONGEST],
+                "endpoints": line.endpoints,
+                "destination": line.destination[:_LONGEST],
+                "microseconds": line.microseconds,
+            }
+            for at, line in reversed(self._lines)
+        ]
 
 
 class Rates:

@@ -21,6 +21,11 @@ function fill(node, attributes, children) {
   return node;
 }
 
+/** Put words into a place that is read out; the same words are not read out again. */
+export function tell(id, words) {
+  if (byId(id).textContent !== words) byId(id).textContent = words;
+}
+
 const NUMBER = new Intl.NumberFormat("en", { maximumFractionDigits: 1 });
 export const number = (value) => NUMBER.format(value);
 

@@ -4,14 +4,23 @@
 import { byId, el } from "./dom.js";
 import { ask, problem } from "./stream.js";
 
-/** Offer these pools; what is chosen stays chosen. */
-export function offerPools(pools) {
+let offered = false;
+
+/** Offer the pools of these tables; what is chosen stays chosen. The first time the form is filled with what there is. */
+export function offer(tables) {
   const select = byId("pool");
-  const [none, ...rest] = select.options;
-  if (rest.length === pools.length && rest.every((option, place) => option.value === pools[place])) return;
-  const chosen = select.value;
-  select.replaceChildren(none, ...pools.map((pool) => el("option", { value: pool }, pool)));
+  const pools = tables.map(({ pool }) => pool);
+  const chosen = offered ? select.value : (pools[0] ?? "");
+  select.replaceChildren(select.options[0], ...pools.map((pool) => el("option", { value: pool }, pool)));
   select.value = pools.includes(chosen) ? chosen : "";
+  if (offered || !pools.length) return;
+  offered = true;
+  const { engines, rows } = tables[0];
+  const row = rows.find(({ model, cells }) => model !== null && cells.some((cell) => cell?.ready));
+  const engine = engines[(row?.cells ?? []).findIndex((cell) => cell?.ready)];
+  const untouched = (field) => field.value === field.defaultValue;
+  if (engine && untouched(byId("headers"))) byId("headers").value = `x-owned-by: ${engine}`;
+  if (row && untouched(byId("body"))) byId("body").value = JSON.stringify({ model: row.model });
 }
 
 export async function submit(event) {

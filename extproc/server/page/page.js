@@ -2,8 +2,8 @@
 // The page: what comes from the server is drawn where it belongs.
 
 import { drawChart } from "./chart.js";
-import { byId, number, span } from "./dom.js";
-import { offerPools, submit } from "./explain.js";
+import { byId, number, span, tell } from "./dom.js";
+import { offer, submit } from "./explain.js";
 import { follow, remember } from "./stream.js";
 import { drawDecisions, drawEndpoints, drawMatrix, drawSources } from "./tables.js";
 
@@ -24,7 +24,7 @@ const draw = {
     if (text === drawnMatrix) return;
     drawnMatrix = text;
     drawMatrix(one.matrix);
-    offerPools(one.matrix.map(({ pool }) => pool));
+    offer(one.matrix);
   },
   endpoints: drawEndpoints,
   decisions: drawDecisions,
@@ -38,13 +38,20 @@ const draw = {
 
 function event(name, value) {
   latest[name] = value;
-  if (!paused) draw[name]?.(value);
+  if (!paused) drawSafely(name);
+}
+
+function drawSafely(name) {
+  try {
+    draw[name]?.(latest[name]);
+  } catch (error) {
+    reportError(error); // a mistake of ours must not look like a lost connection
+  }
 }
 
 function say(words, kind) {
-  const place = byId("connection");
-  if (place.textContent !== words) place.textContent = words; // else it would be read out again
-  place.className = `connection ${kind}`;
+  tell("connection", words);
+  byId("connection").className = `connection ${kind}`;
 }
 
 function live() {
@@ -78,7 +85,7 @@ function token(refused) {
 function pause() {
   paused = !paused;
   byId("pause").textContent = paused ? "Resume" : "Pause";
-  if (!paused) for (const [name, value] of Object.entries(latest)) draw[name]?.(value);
+  if (!paused) Object.keys(latest).forEach(drawSafely);
 }
 
 byId("pause").addEventListener("click", pause);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The tables: models by engines, endpoints, decisions, sources.
 
-import { byId, el, number, span } from "./dom.js";
+import { byId, el, number, span, tell } from "./dom.js";
 
 const boxes = new Map(); // by pool; kept, so that a table that is drawn anew keeps focus and scroll position
 
@@ -18,7 +18,7 @@ export function drawMatrix(tables) {
   });
   const place = byId("matrix");
   if (!wanted.length) wanted.push(el("p", { class: "none" }, "No pool is known yet."));
-  if (wanted.some((box, place_) => place.children[place_] !== box) || place.children.length !== wanted.length) {
+  if (wanted.some((box, index) => place.children[index] !== box) || place.children.length !== wanted.length) {
     place.replaceChildren(...wanted);
   }
 }
@@ -54,21 +54,19 @@ let shown = { total: 0, endpoints: [] };
 /** Draw the endpoints, those of last time if none are given, as the filter has them. */
 export function drawEndpoints(given = shown) {
   shown = given;
-  const words = byId("filter").value.toLowerCase().split(/\s+/);
+  const words = byId("filter").value.toLowerCase().replace("not ready", "not-ready").split(/\s+/);
   const found = shown.endpoints.filter((one) => words.every((word) => text(one).includes(word)));
   byId("endpoints-rows").replaceChildren(...found.map(endpoint));
   const all = number(shown.total);
   const of = shown.total > shown.endpoints.length ? `the first ${number(shown.endpoints.length)} of ${all}` : all;
-  byId("endpoints-shown").textContent = `${number(found.length)} of ${of} shown`;
+  tell("endpoints-shown", `${number(found.length)} of ${of} shown`);
 }
 
 function text(one) {
   const labels = Object.entries(one.labels).map(([name, value]) => `${name}=${value}`);
-  const words = [one.namespace, one.name, one.pool, one.destination, one.owner, one.role, state(one)];
+  const words = [one.namespace, one.name, one.pool, one.destination, one.owner, one.role, one.ready ? "ready" : "not-ready"];
   return [...words, ...(one.models ?? ["not known"]), ...labels].join(" ").toLowerCase();
 }
-
-const state = (one) => (one.ready ? "ready" : "not ready");
 
 function endpoint(one) {
   const labels = Object.entries(one.labels).map(([name, value]) => el("li", {}, name, el("b", {}, `=${value}`)));
@@ -82,11 +80,11 @@ function endpoint(one) {
     el("td", { class: "code" }, one.pool),
     el("td", { class: "code" }, one.destination || "–"),
     el("td", {}, one.owner || "unknown"),
-    el("td", { class: one.ready ? "well" : "ill" }, state(one)),
+    el("td", { class: one.ready ? "well" : "ill" }, one.ready ? "ready" : "not ready"),
     el("td", {}, one.role || "–"),
     el("td", { class: "number" }, one.waiting === null ? "–" : number(one.waiting)),
     el("td", { class: "number" }, one.kv_cache === null ? "–" : `${Math.round(one.kv_cache * 100)} %`),
-    el("td", {}, models.length ? el("ul", { class: "code" }, ...models) : el("span", { class: "muted" }, none)),
+    el("td", { class: "models" }, models.length ? el("ul", { class: "code" }, ...models) : el("span", { class: "muted" }, none)),
     el("td", {}, labels.length ? el("ul", { class: "code labels" }, ...labels) : "–"),
   );
 }
@@ -106,7 +104,7 @@ export function drawDecisions(decisions) {
       el("td", { class: "code" }, one.owner || "–"),
       el("td", { class: "code" }, one.model || "–"),
       el("td", { class: "number" }, number(one.endpoints)),
-      el("td", { class: "code" }, one.destination || "–"),
+      el("td", { class: "code" }, counted(one.destination) || "–"),
       el("td", { class: "number" }, number(one.microseconds)),
       el("td", {}, one.attachment),
       el("td", { class: "code" }, one["x-request-id"] || "–"),
@@ -116,17 +114,25 @@ export function drawDecisions(decisions) {
   byId("decisions-rows").replaceChildren(...rows);
 }
 
+/** `a,a,b` as `a ×2, b`: a destination is repeated for as many attempts as Envoy makes. */
+function counted(list) {
+  const counts = new Map();
+  for (const one of list.split(",")) counts.set(one, (counts.get(one) ?? 0) + 1);
+  return [...counts].map(([one, count]) => (count > 1 ? `${one} ×${count}` : one)).join(", ");
+}
+
 /** `now` is the server's, in seconds since 1970. */
 export function drawSources(sources, now) {
-  const rows = sources.map((one) =>
+  const rows = sources.flatMap((one) => [
     el(
       "tr",
-      {},
+      { class: one.error ? "open" : null },
       el("th", { scope: "row" }, one.name),
+      el("td", {}, one.state),
       el("td", { class: "number" }, one.since === null ? "–" : span(now - one.since)),
-      el("td", {}, one.state, one.error ? el("p", { class: "problem" }, one.error) : null),
       el("td", { class: "code" }, one.where),
     ),
-  );
+    ...(one.error ? [el("tr", {}, el("td", { colspan: 4, class: "problem" }, one.error))] : []),
+  ]);
   byId("sources-rows").replaceChildren(...rows);
 }
