@@ -9,19 +9,16 @@ from starlette.applications import Starlette
 
 from extproc.demo.client import Answer, send
 from extproc.server import assets
-from extproc.server.admin import HttpServer
 from extproc.server.assets import FILES, page_routes
-from tests.server.test_admin import serve
+from tests.server.serving import served
 
 FOLDER = Path(assets.__file__).parent / "page"
 SOURCES = {path.name: path.read_text() for path in FOLDER.iterdir()}
 
 
 async def get(path: str) -> Answer:
-    server = HttpServer(Starlette(routes=page_routes()), "127.0.0.1", 0)
-    async for _ in serve(server):
-        answer = await send(server.port, "GET", path)
-    return answer
+    async with served(Starlette(routes=page_routes())) as url:
+        return await send(int(url.rpartition(":")[2]), "GET", path)
 
 
 @pytest.mark.parametrize(

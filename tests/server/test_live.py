@@ -17,7 +17,7 @@ from extproc.demo.client import send
 from extproc.demo.processes import Server
 from extproc.observability.logs import make_logger
 from extproc.server import live as module
-from extproc.server.admin import HttpServer
+from extproc.server.listener import HttpServer
 from extproc.server.live import HEARTBEAT, STREAMS, Live
 
 Reader = asyncio.StreamReader
