@@ -23,6 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 
 from extproc import __version__
+from extproc.envoy import names
 from extproc.observability.logs import DecisionLine, Logger, Relay
 from extproc.observability.metrics import Exemplar, Metrics
 from extproc.policy.document import DocumentError
@@ -108,7 +109,7 @@ class Trace:
                 "owned_by.model": line.model,
                 "owned_by.endpoints": line.endpoints,
                 "owned_by.asked_body": asked_body,
-                "x-request-id": line.request_id,
+                names.REQUEST_ID: line.request_id,
             },
             line.reason if failed else "",
         )
