@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
 
+from extproc.envoy import names
 from extproc.observability.logs import DecisionLine
 
 KEPT: Final = 200
@@ -41,7 +42,7 @@ class Recent:
         return [
             {
                 "at": round(at, 3),
-                "x-request-id": line.request_id[:_LONGEST],
+                names.REQUEST_ID: line.request_id[:_LONGEST],
                 "attachment": line.attachment,
                 "decision": line.decision,
                 "reason": line.reason,
