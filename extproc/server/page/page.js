@@ -75,7 +75,7 @@ function token(refused) {
   return new Promise((resolve) => {
     form.onsubmit = (submitted) => {
       submitted.preventDefault();
-      remember(byId("token").value);
+      remember(byId("token").value.trim());
       byId("token").value = "";
       resolve();
     };

@@ -13,9 +13,9 @@ export function ask(path, options = {}) {
   return fetch(path, { ...options, headers, cache: "no-store", credentials: "same-origin" });
 }
 
-/** Keep the token for this tab; an empty one is forgotten. */
+/** Keep the token for this tab; one that no header can carry, as an empty one, is forgotten. */
 export function remember(token) {
-  if (token) sessionStorage.setItem(KEY, token);
+  if (/^[\x21-\x7e]+$/.test(token)) sessionStorage.setItem(KEY, token);
   else sessionStorage.removeItem(KEY);
 }
 
