@@ -14,14 +14,13 @@ import msgspec
 from extproc import __version__
 from extproc.discovery.file import WatchedFile, parse_endpoints
 from extproc.discovery.load import LoadConfig, LoadWatch
+from extproc.discovery.policy import PolicyStore
 from extproc.discovery.probe import Probe, ProbeConfig
 from extproc.discovery.snapshot import Coalescer, SnapshotStore
 from extproc.envoy.binding import Binding
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
-from extproc.policy.config import PolicyConfig, default_policy
 from extproc.policy.document import DocumentError
-from extproc.policy.loading import parse_policy
 from extproc.policy.types import Endpoint, Pool, Rewrites, Snapshot
 from extproc.server.admin import HttpServer, admin_app, metrics_app
 from extproc.server.extproc import ExternalProcessor
@@ -37,22 +36,6 @@ PATIENCE: Final = 10.0
 """Seconds that endpoints have to say what they serve before the server is ready without their answers."""
 
 Job = Coroutine[Any, Any, None]
-
-
-class PolicyStore:
-    """The policy in force; the last good one stays until a better one comes."""
-
-    def __init__(self) -> None:
-        """The default policy."""
-        self._current = default_policy()
-
-    def current(self) -> PolicyConfig:
-        """The policy in force."""
-        return self._current
-
-    def apply(self, text: bytes) -> None:
-        """Put a document in force. Raises DocumentError, and then keeps the one that is."""
-        self._current = parse_policy(text)
 
 
 class App:
