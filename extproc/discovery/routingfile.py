@@ -91,7 +91,7 @@ class FileRouting:
         if self.path.is_symlink():
             return Refused("read_only", f"{self}: it is a link, as in a mounted ConfigMap, and is not replaced")
         old = self.path.stat() if self.path.exists() else None
-        if old is not None and not os.access(self.path, os.W_OK):
+        if old is not None and not os.access(self.path, os.W_OK, effective_ids=True):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         self._new.unlink(missing_ok=True)  # what a process left that died here
         try:

@@ -51,14 +51,14 @@ class ConfigMapRouting:
         """What is stored now; its version is the resourceVersion."""
         try:
             async with asyncio.timeout(PATIENCE):
-                return self._routing(await self._get())
+                return await self._routing(await self._get())
         except ApiError as error:
             return self._refused(error, "get")
         except TimeoutError:
             return self._late("")
 
     async def change(self, edit: Edit, version: str = "") -> Routing | Refused:
-        """Store what `edit` makes of what is stored; see RoutingStore."""
+        """Store what `edit` makes of what is stored; see RoutingStore. `edit` is called in another thread."""
         try:
             async with asyncio.timeout(PATIENCE), self._turn:
                 for attempt in range(_ATTEMPTS):
@@ -77,20 +77,20 @@ class ConfigMapRouting:
     async def _attempt(self, edit: Edit, version: str) -> Routing | Refused | None:
         """Read, edit and write once; None if somebody else wrote in between."""
         body = await self._get()
-        now = self._routing(body)
+        now = await self._routing(body)
         if isinstance(now, Refused):
             return now
         if version and version != now.version:
             is_at = f"is at version {now.version}" if now.version else "does not exist"
             return Refused("conflict", f"the ConfigMap {self} {is_at}, and not at {version}")
-        text = edited(now.routes, edit)
+        text = await asyncio.to_thread(edited, now.routes, edit)
         if text is None:
             return now
         if isinstance(text, Refused):
             return text
         verb = "create" if body is None else "update"
         try:
-            return self._routing(await self._write(body, text))
+            return await self._routing(await self._write(body, text))
         except ApiError as error:
             if error.status == _CONFLICT or (error.status == _NOT_FOUND and verb == "update"):
                 return None
@@ -123,9 +123,11 @@ class ConfigMapRouting:
         document["data"] = (document.get("data") or {}) | {KEY: text}
         return await self._api.replace(self._path, document)
 
-    def _routing(self, body: bytes | None) -> Routing | Refused:
-        if body is None:
-            return Routing()
+    async def _routing(self, body: bytes | None) -> Routing | Refused:
+        """What a ConfigMap says; thousands of entries take their time, and requests do not wait for that."""
+        return Routing() if body is None else await asyncio.to_thread(self._parsed, body)
+
+    def _parsed(self, body: bytes) -> Routing | Refused:
         try:
             one = msgspec.json.decode(body, type=ConfigMap)
         except (msgspec.MsgspecError, RecursionError) as error:

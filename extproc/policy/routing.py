@@ -17,6 +17,8 @@ from extproc.policy.loading import misrouted
 
 Routes = tuple[Route, ...]
 
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
 
 class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     api_version: Literal["owned-by/v1alpha1"]
@@ -74,7 +76,8 @@ def parse_routing(text: bytes) -> Routes:
 def routing_document(routes: Routes) -> str:
     """The document that `parse_routing` reads."""
     stored = {"apiVersion": "owned-by/v1alpha1", "kind": "OwnedByRouting", "routing": [*map(plain, routes)]}
-    return yaml.safe_dump(stored, sort_keys=False, width=1_000_000)
+    text: str = yaml.dump(stored, Dumper=_Dumper, sort_keys=False, width=1_000_000)
+    return text
 
 
 def plain(route: Route) -> dict[str, Any]:

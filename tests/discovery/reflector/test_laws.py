@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from extproc.discovery.kubernetes import ApiError, Params
@@ -22,12 +22,9 @@ from tests.fakes.api_server import PATIENCE
 NAMES = ("a", "b", "c")
 WRITES = st.tuples(st.sampled_from(["put", "delete"]), st.sampled_from(NAMES))
 NEWS = st.tuples(st.sampled_from(["deliver", "repeat"]), st.integers(0, 5))
-TROUBLE = st.tuples(
-    st.sampled_from(
-        ["bookmark", "end", "cut", "rubbish", "error", "expired", "refused", "next page", "relist", "relist"]
-    )
-)
-SCRIPTS = st.lists(st.one_of(WRITES, WRITES, NEWS, NEWS, TROUBLE), max_size=60)
+TROUBLE = st.tuples(st.sampled_from(["bookmark", "end", "cut", "rubbish", "error", "expired", "refused", "next page"]))
+ASKED = st.one_of(st.tuples(st.just("relist"), st.integers(0, 3)), st.just(("pause",)))
+SCRIPTS = st.lists(st.one_of(WRITES, WRITES, NEWS, NEWS, TROUBLE, ASKED), max_size=60)
 
 
 class Store:
@@ -41,8 +38,12 @@ class Store:
         self.reflector: Reflector[Pod]
         self.asked: list[asyncio.Task[str | None]] = []
 
-    async def relist(self) -> None:
-        """Somebody asks for a list, which interrupts whoever is here; it shows all that was written before."""
+    async def happens(self, verb: str, *arguments: Any) -> bool:
+        """Do what a line of the script says, if it is a write, or somebody who asks for a list, or nothing for a while.
+
+        A list shows all that was written before it was asked for, and interrupts whoever is here: with the asking, the end
+        of the turn's time and the interruption, in so many of the loop's ticks, or later.
+        """
 
         async def ask(since: int, before: dict[str, int]) -> str | None:
             error = await self.reflector.relist()
@@ -51,11 +52,17 @@ class Store:
             assert error or {name for name in NAMES if known.get(name) != before.get(name)} <= later
             return error
 
-        self.asked.append(asyncio.create_task(ask(self.version, dict(self.versions))))
-        for _ in range(3):  # it asks, the time of the turn is up, and whoever is here is interrupted
+        ticks = 0
+        if verb == "pause":
+            ticks = 3
+        elif verb == "relist":
+            ticks = arguments[0]
+            self.asked.append(asyncio.create_task(ask(self.version, dict(self.versions))))
+        for _ in range(ticks):
             await asyncio.sleep(0)
+        return verb in {"pause", "relist"} or self.write(verb, *arguments)
 
-    def write(self, verb: str, name: str) -> bool:
+    def write(self, verb: str, name: str = "") -> bool:
         """Do what a line of the script says, if it is a write."""
         if verb == "put":
             self.version += 1
@@ -73,10 +80,7 @@ class Store:
     async def get(self, _path: str, params: Params) -> bytes:
         """A page with one object; the store may be written to in between, the list stays that of one moment."""
         for verb, *arguments in self.script:
-            if self.write(verb, *arguments):
-                continue
-            if verb == "relist":
-                await self.relist()
+            if await self.happens(verb, *arguments):
                 continue
             if verb in {"cut", "error", "refused"}:
                 raise ApiError(500, verb)
@@ -98,10 +102,7 @@ class Store:
 
     async def _lines(self, since: int) -> AsyncIterator[bytes]:
         for verb, *arguments in self.script:
-            if self.write(verb, *arguments):
-                continue
-            if verb == "relist":
-                await self.relist()
+            if await self.happens(verb, *arguments):
                 continue
             if verb == "end":
                 return
@@ -113,6 +114,7 @@ class Store:
         for version, line in self.log:
             if version > since:
                 yield msgspec.json.encode(line)
+        await self.happens("pause")  # whoever was to ask has asked
         raise asyncio.CancelledError  # the script is over, and all is told
 
     def _said(self, verb: str, since: int, number: int = 0) -> Iterator[dict[str, Any]]:
@@ -150,12 +152,14 @@ async def _follow(store: Store) -> tuple[dict[tuple[str, str], Pod], dict[tuple[
     with contextlib.suppress(asyncio.CancelledError):
         await reflector.run()
     async with asyncio.timeout(PATIENCE):
-        await asyncio.gather(*store.asked)
+        answers = await asyncio.gather(*store.asked)
+    assert set(answers) <= {None, "cut", "error", "expired", "refused"}  # in particular, nobody waited until the end
     return reflector.objects, heard
 
 
 @settings(max_examples=500)
 @given(SCRIPTS)
+@example([("relist", 1), ("next page",), ("pause",)])  # the list that it asked for is interrupted by its own asking
 def test_in_the_end_the_reflector_knows_what_is_in_the_store(script: list[tuple[Any, ...]]) -> None:
     store = Store(script)
     known, heard = asyncio.run(_follow(store))
