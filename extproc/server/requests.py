@@ -24,8 +24,23 @@ _OWNER: Final = r"(?![aA][nN][yY](?:,|$))[A-Za-z0-9._/-]{1,128}"
 OWNERS: Final = rf"^{_OWNER}(,{_OWNER}){{0,7}}{_END}"
 POOL: Final = rf"^[^/]+/[^/]+{_END}"
 
-HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+" + _END, max_length=256)]
-HeaderValue = Annotated[str, Meta(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]*" + _END, max_length=65_536)]
+_OWNER_ONLY: Final = f"^{_OWNER}{_END}"
+_PATH: Final = "^/"
+_METHOD: Final = f"^[A-Z]{{1,32}}{_END}"
+_HEADER_NAME: Final = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+" + _END
+_HEADER_VALUE: Final = r"^[^\x00-\x08\x0a-\x1f\x7f]*" + _END
+_WORDS: Final = {
+    _OWNER_ONLY: "Expected an owner: 1 to 128 letters, digits and . _ / -, and not `any`",
+    POOL: "Expected `namespace/name`",
+    _PATH: "Expected a path, which begins with /",
+    _METHOD: "Expected a method, in capital letters",
+    _HEADER_NAME: "Expected the name of a header",
+    _HEADER_VALUE: "Expected a header's value, which is one line",
+}
+"""What is said where a text does not match a pattern."""
+
+HeaderName = Annotated[str, Meta(pattern=_HEADER_NAME, max_length=256)]
+HeaderValue = Annotated[str, Meta(pattern=_HEADER_VALUE, max_length=65_536)]
 
 
 def _text(description: str, **rules: Any) -> Any:
@@ -36,7 +51,7 @@ class RoutingChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     """A routing entry to be stored."""
 
     model: Annotated[str, _text("The model's name.", min_length=1, max_length=256)]
-    owned_by: Annotated[str, _text("Whose endpoints these are to be.", pattern=f"^{_OWNER}{_END}")]
+    owned_by: Annotated[str, _text("Whose endpoints these are to be.", pattern=_OWNER_ONLY)]
     selector: Annotated[Selector, Meta(description="The labels that they have; not empty.")]
     version: Annotated[str, _text(VERSION, max_length=64)] = ""
 
@@ -44,8 +59,8 @@ class RoutingChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
 class Explain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request to be explained, as a client would send it, and what the gateway would say of it."""
 
-    path: Annotated[str, _text("Its path, with the query.", pattern="^/")]
-    method: Annotated[str, _text("Its method.", pattern=f"^[A-Z]{{1,32}}{_END}")] = "POST"
+    path: Annotated[str, _text("Its path, with the query.", pattern=_PATH)]
+    method: Annotated[str, _text("Its method.", pattern=_METHOD)] = "POST"
     headers: Annotated[dict[HeaderName, HeaderValue], Meta(description="Its headers.")] = {}
     body: Annotated[str | dict[str, Any], Meta(description="Its body: the text of it, or a JSON object.")] = ""
     attachment: Annotated[Attachment | None, Meta(description="Where the filter sits.")] = None
@@ -77,6 +92,7 @@ async def decoded(request: Request, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `")
+        message = next((words for pattern, words in _WORDS.items() if message.endswith(f"regex {pattern!r}")), message)
         path = place.removeprefix("key` in `").rstrip("`")  # where a key of an object is at fault
         raise Mistake(message, path.removeprefix("$").removeprefix(".")) from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

@@ -157,7 +157,7 @@ async def test_a_document_that_somebody_broke_by_hand_is_told_and_not_overwritte
     await post(pair[0], entry("good"))
     for program in pair:
         await program.until(lambda program=program: in_force(program), ["good"])
-    broken = await control_plane.ask("GET", path)
+    broken = await control_plane.request("GET", path)
     broken["data"] = {"routing.yaml": "routing: 7"}
     await control_plane.apply(broken)
     await pair[0].line(msg="not loaded, the last good one stays", source="routing")
@@ -165,7 +165,7 @@ async def test_a_document_that_somebody_broke_by_hand_is_told_and_not_overwritte
     status, said = await ask(pair[0], "POST", ROUTING, entry("mine"))
 
     assert (status, said["error"]["code"], await in_force(pair[0])) == (409, "unreadable", ["good"])
-    assert (await control_plane.ask("GET", path))["data"] == {"routing.yaml": "routing: 7"}
+    assert (await control_plane.request("GET", path))["data"] == {"routing.yaml": "routing: 7"}
 
 
 async def test_discover_lists_and_asks_again(pair: Pair) -> None:

@@ -76,9 +76,26 @@ async def test_a_change_that_cannot_be_read_names_the_field(url: str, content: A
 
 @pytest.mark.parametrize("owner", ["", "any", "ANY", "*", "v llm", "a" * 129])
 async def test_what_is_no_owner_is_refused(url: str, owner: str) -> None:
-    status, code, param, _ = await ask(url + "/change", json.dumps(ENTRY | {"owned_by": owner}).encode())
+    expected = bad("Expected an owner: 1 to 128 letters, digits and . _ / -, and not `any`", "owned_by")
 
-    assert (status, code, param) == (400, "bad_request", "owned_by")
+    assert await ask(url + "/change", json.dumps(ENTRY | {"owned_by": owner}).encode()) == expected
+
+
+PATTERNS = {
+    "path": ({"path": "v1"}, bad("Expected a path, which begins with /", "path")),
+    "method": ({"path": "/", "method": "get"}, bad("Expected a method, in capital letters", "method")),
+    "pool": ({"path": "/", "pool": "chat"}, bad("Expected `namespace/name`", "pool")),
+    "a header's name": ({"path": "/", "headers": {"a b": ""}}, bad("Expected the name of a header", "headers")),
+    "a header's value": (
+        {"path": "/", "headers": {"a": "b\n"}},
+        bad("Expected a header's value, which is one line", "headers[...]"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), PATTERNS.values(), ids=PATTERNS)
+async def test_a_text_that_does_not_match_is_told_in_words(url: str, content: Any, expected: Any) -> None:
+    assert await ask(url + "/explain", json.dumps(content).encode()) == expected
 
 
 async def test_a_change_that_can_be_read_is_what_it_says(url: str) -> None:
