@@ -24,6 +24,7 @@ def admin(tmp_path: Path) -> Admin:
     return one
 
 
+@pytest.mark.slow
 async def test_a_fuzzer_finds_nothing_that_the_document_does_not_say(admin: Admin) -> None:
     async with admin.server as server:
         flags = ["--checks", "all", "--max-examples", "40", "--seed", str(SEED), "--no-color", "--header"]
