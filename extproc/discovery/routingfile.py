@@ -75,7 +75,7 @@ class FileRouting:
                     return now
                 if version and version != now.version:
                     is_at = f"is at version {now.version}" if now.version else "does not exist"
-                    return Refused("conflict", f"{self}: it {is_at}, and not at {version}")
+                    return Refused("conflict", f"{self}: it {is_at}; version {version} was meant")
                 text = edited(now.routes, edit)
                 if text is None:
                     return now

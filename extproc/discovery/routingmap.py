@@ -82,7 +82,7 @@ class ConfigMapRouting:
             return now
         if version and version != now.version:
             is_at = f"is at version {now.version}" if now.version else "does not exist"
-            return Refused("conflict", f"the ConfigMap {self} {is_at}, and not at {version}")
+            return Refused("conflict", f"the ConfigMap {self} {is_at}; version {version} was meant")
         text = await asyncio.to_thread(edited, now.routes, edit)
         if text is None:
             return now

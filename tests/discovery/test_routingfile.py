@@ -152,9 +152,9 @@ class TestChange:
         path.write_bytes(document("m"))
         version = hashlib.sha256(document("m")).hexdigest()
 
-        assert gone == Refused("conflict", f"{path}: it does not exist, and not at old")
+        assert gone == Refused("conflict", f"{path}: it does not exist; version old was meant")
         assert await store.change(put(route("n")), "old") == Refused(
-            "conflict", f"{path}: it is at version {version}, and not at old"
+            "conflict", f"{path}: it is at version {version}; version old was meant"
         )
         assert path.read_bytes() == document("m")
 

@@ -306,7 +306,7 @@ class TestConflict:
         await rig.gets("m")
 
         assert await changing == Refused(
-            "conflict", "the ConfigMap team-a/owned-by-routing is at version 7, and not at 6"
+            "conflict", "the ConfigMap team-a/owned-by-routing is at version 7; version 6 was meant"
         )
 
     async def test_one_that_is_gone_is_at_no_version(self, rig: Rig) -> None:
@@ -314,7 +314,7 @@ class TestConflict:
         await rig.asked("GET", PATH, 404, status(404))
 
         assert await changing == Refused(
-            "conflict", "the ConfigMap team-a/owned-by-routing does not exist, and not at 6"
+            "conflict", "the ConfigMap team-a/owned-by-routing does not exist; version 6 was meant"
         )
 
     async def test_who_meant_a_version_does_not_add_to_another(self, rig: Rig) -> None:
@@ -324,7 +324,7 @@ class TestConflict:
         await rig.gets("m", "theirs", version="8")
 
         assert await changing == Refused(
-            "conflict", "the ConfigMap team-a/owned-by-routing is at version 8, and not at 7"
+            "conflict", "the ConfigMap team-a/owned-by-routing is at version 8; version 7 was meant"
         )
 
     async def test_those_of_one_process_come_one_after_the_other(self, rig: Rig) -> None:

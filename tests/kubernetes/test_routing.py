@@ -118,7 +118,7 @@ class TestOne:
 
         assert late == Refused(
             "conflict",
-            f"the ConfigMap {namespace}/{NAME} is at version {second.version}, and not at {first.version}",
+            f"the ConfigMap {namespace}/{NAME} is at version {second.version}; version {first.version} was meant",
         )
 
     async def test_who_applies_the_manifests_again_leaves_the_entries(
