@@ -13,9 +13,10 @@ from typing import Any, Final, NamedTuple
 import click
 
 from extproc.cli import main
-from extproc.observability.metrics import Metrics
+from extproc.observability.metrics import Family, Metrics
 from extproc.policy.problems import schema
 from extproc.policy.types import MEANINGS, STATUS, Reason
+from extproc.server.openapi import document
 
 FOLDER: Final = Path(__file__).parent / "reference"
 GENERATED: Final = "<!-- Written by docs/generate.py from the code (`make docs`); do not edit. -->"
@@ -152,26 +153,7 @@ def _value(key: Schema) -> str:
             return "text" + (f" such as {_code(key['examples'])}" if "examples" in key else "")
 
 
-class Family(NamedTuple):
-    """A metric: `bound` says what keeps the number of its label values small."""
-
-    name: str
-    type: str
-    labels: tuple[str, ...]
-    bound: str
-    meaning: str
-
-
-def families(metrics: Metrics) -> Iterator[Family]:
-    """What a registry has."""
-    for collector in metrics.registry._collector_to_names:  # noqa: SLF001 - the names of labels are not public
-        (family,) = collector.collect()
-        labels = tuple(getattr(collector, "_labelnames", ()))
-        name = family.name + {"counter": "_total", "info": "_info"}.get(family.type, "")
-        yield Family(name, family.type, labels, "", family.documentation)
-
-
-def metrics(catalogue: Iterable[Any]) -> str:
+def metrics(catalogue: Iterable[Family]) -> str:
     """Every metric, from the catalogue of the code: families with name, type, labels, bound and meaning."""
     rows = [(f"`{each.name}`", each.type, _code(each.labels), each.bound, each.meaning) for each in catalogue]
     intro = (
@@ -201,41 +183,38 @@ def reasons() -> str:
 
 
 def endpoints(document: Schema) -> str:
-    """Every operation of an OpenAPI document: what it does, what it takes and what it answers."""
-    parts = [f"# Admin endpoints\n\n{document['info'].get('description', document['info']['title'])}"]
-    rows = []
+    """Every operation of an OpenAPI document, what its bodies say, and what its statuses mean."""
+    rows, statuses, bodies = [], dict[str, str](), dict[str, Schema]()
     for path, methods in document["paths"].items():
-        shared = methods.get("parameters", [])
         for method, operation in methods.items():
-            if not isinstance(operation, Mapping) or "responses" not in operation:
-                continue
-            takes = [_parameter(document, each) for each in (*shared, *operation.get("parameters", ()))]
+            takes = [_parameter(each) for each in operation.get("parameters", ())]
             if "requestBody" in operation:
-                takes.append(f"a body, {_code(_resolved(document, operation['requestBody'])['content'])}")
-            answers = [
-                f"{code}: {_resolved(document, answer).get('description', '')}".removesuffix(": ")
-                for code, answer in operation["responses"].items()
-            ]
-            about = operation.get("description") or operation.get("summary", "")
-            rows.append((f"`{method.upper()} {path}`", about, "; ".join(takes), "<br>".join(answers)))
-    return _page([*parts, _table(("endpoint", "what it does", "takes", "answers"), rows)])
+                ((_, content),) = operation["requestBody"]["content"].items()
+                name = _name(content["schema"])
+                bodies[name] = document["components"]["schemas"][name]
+                takes.append(f"a body, [{name}](#{name.lower()})")
+            for code, answer in operation["responses"].items():
+                statuses.setdefault(code, answer["description"])
+            codes = ", ".join(operation["responses"])
+            rows.append((f"`{method.upper()} {path}`", operation["summary"], "; ".join(takes), codes))
+    parts = [
+        f"# Admin endpoints\n\n{document['info']['description']}",
+        _table(("endpoint", "what it does", "takes", "statuses"), rows),
+    ]
+    for name, kind in bodies.items():
+        fields = [
+            (f"`{field}`", "required" if field in kind["required"] else "", key.get("description", ""))
+            for field, key in kind["properties"].items()
+        ]
+        parts.append(f"## {name}\n\n{_cell(kind['description'])}\n\n{_table(('field', '', 'what it says'), fields)}")
+    parts.append("## Statuses\n\n" + _table(("status", "what it means"), sorted(statuses.items())))
+    return _page(parts)
 
 
-def _parameter(document: Schema, parameter: Schema) -> str:
-    found = _resolved(document, parameter)
-    needed = "" if found.get("required") else ", optional"
-    about = f": {found['description']}" if found.get("description") else ""
-    return f"`{found['name']}` ({found['in']}{needed}){about}"
-
-
-def _resolved(document: Schema, node: Schema) -> Schema:
-    """What a reference in an OpenAPI document (`#/components/...`) leads to."""
-    while "$ref" in node:
-        found: Any = document
-        for step in node["$ref"].removeprefix("#/").split("/"):
-            found = found[step]
-        node = found
-    return node
+def _parameter(parameter: Schema) -> str:
+    needed = "" if parameter["required"] else ", optional"
+    about = f": {parameter['description']}" if "description" in parameter else ""
+    return f"`{parameter['name']}` ({parameter['in']}{needed}){about}"
 
 
 def _code(words: Iterable[str]) -> str:
@@ -261,8 +240,9 @@ def _page(parts: Iterable[str]) -> str:
 PAGES: Final[Mapping[str, Callable[[], str]]] = {
     "flags.md": lambda: flags(main),
     "policy.md": lambda: policy(schema()),
-    "metrics.md": lambda: metrics(families(Metrics())),
+    "metrics.md": lambda: metrics(Metrics().catalogue),
     "reasons.md": reasons,
+    "endpoints.md": lambda: endpoints(document()),
 }
 """Each page of docs/reference, and what makes it."""
 

@@ -5,54 +5,50 @@ import asyncio
 import contextlib
 import gc
 import time
-from collections import Counter as Tally
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
-from extproc import __version__
 from extproc.discovery.file import WatchedFile, parse_endpoints
 from extproc.discovery.load import LoadConfig, LoadWatch
+from extproc.discovery.policy import PolicyStore
 from extproc.discovery.probe import Probe, ProbeConfig
-from extproc.discovery.snapshot import Coalescer, SnapshotStore
+from extproc.discovery.routingfile import NAME as ROUTING_FILE
+from extproc.discovery.routingfile import FileRouting
+from extproc.discovery.snapshot import Coalescer, SnapshotStore, changes
 from extproc.envoy.binding import Binding
-from extproc.observability.logs import DecisionLog, make_logger
+from extproc.observability.logs import DecisionLine, DecisionLog, Relay, make_logger
 from extproc.observability.metrics import Metrics
-from extproc.policy.config import PolicyConfig, default_policy
+from extproc.observability.recent import Rates, Recent
 from extproc.policy.document import DocumentError
-from extproc.policy.loading import parse_policy
+from extproc.policy.routing import RoutingStore
 from extproc.policy.types import Endpoint, Pool, Rewrites, Snapshot
-from extproc.server.admin import HttpServer, admin_app, metrics_app
+from extproc.server.access import Access
+from extproc.server.admin import Sources, admin_app
+from extproc.server.assets import FILES, page_routes
 from extproc.server.extproc import ExternalProcessor
 from extproc.server.health import Health
 from extproc.server.lifecycle import Lifecycle
-from extproc.settings import Settings, refreshed_every
+from extproc.server.listener import HttpServer, metrics_app
+from extproc.server.live import Live
+from extproc.server.pages import Pages
+from extproc.server.views import Views
+from extproc.settings import Settings, read_token, refreshed_every
 
 if TYPE_CHECKING:
     from extproc.discovery.configmap import PolicyMap
     from extproc.discovery.watches import Watches
+    from extproc.observability.tracing import Tracing
 
 PATIENCE: Final = 10.0
 """Seconds that endpoints have to say what they serve before the server is ready without their answers."""
 
+DISCOVERY: Final = 20.0
+"""Seconds that they have to say it again where an operator asks."""
+DOCUMENTS: Final = ("policy", "routing")
+"""What the policy in force is made of."""
+
 Job = Coroutine[Any, Any, None]
-
-
-class PolicyStore:
-    """The policy in force; the last good one stays until a better one comes."""
-
-    def __init__(self) -> None:
-        """The default policy."""
-        self._current = default_policy()
-
-    def current(self) -> PolicyConfig:
-        """The policy in force."""
-        return self._current
-
-    def apply(self, text: bytes) -> None:
-        """Put a document in force. Raises DocumentError, and then keeps the one that is."""
-        self._current = parse_policy(text)
 
 
 class App:
@@ -66,6 +62,7 @@ class App:
         self._policy = PolicyStore()
         self._store = SnapshotStore(self._show)
         self._started = time.time()
+        self._loaded_at: dict[str, float] = {}
         self._listed: dict[Pool, tuple[Endpoint, ...]] = {}
         self._endpoints: Callable[[], Mapping[Pool, tuple[Endpoint, ...]]] = lambda: self._listed
         self._rewrites: Callable[[], Mapping[Pool, Rewrites]] = dict
@@ -73,11 +70,22 @@ class App:
         self._probe = Probe(_probing(settings), self._publisher.poke, self._policy.current, self._metrics, self._logger)
         self._load = LoadWatch(_load_reading(settings), self._store.current, self._metrics, self._logger)
         self._watches: Watches | None = None
+        self._tracing: Tracing | None = None
+        self._routing: RoutingStore | None = None
         self._files: dict[str, WatchedFile] = {}
         if settings.endpoints_file:
             self._files["endpoints"] = WatchedFile(settings.endpoints_file, self._list_endpoints)
         if settings.config_file:
             self._files["policy"] = WatchedFile(settings.config_file, self._policy.apply)
+            if not settings.needs_cluster:
+                path = settings.config_file.with_name(ROUTING_FILE)
+                self._files["routing"] = WatchedFile(path, self._policy.apply_routing, optional=True)
+                self._routing = FileRouting(path)
+        if settings.admin_token_file:
+            try:
+                read_token(settings.admin_token_file)
+            except ValueError as error:
+                raise DocumentError(f"{settings.admin_token_file}: {error}") from error
         for file in self._files.values():
             try:
                 file.load()
@@ -86,8 +94,15 @@ class App:
             self._file_loaded(file, None)
 
     async def run(self) -> None:
-        """Serve until a signal. Raises DocumentError if the way to the cluster is not to be had, OSError for a taken port."""
+        """Serve until a signal.
+
+        Raises DocumentError if the way to the cluster or to a collector of traces is not to be had, OSError for a taken port.
+        """
         async with contextlib.AsyncExitStack() as stack:
+            libraries = Relay(self._logger)
+            libraries.attach()
+            stack.callback(libraries.detach)
+            self._tracing = self._open_tracing(stack) if self._settings.tracing else None
             namespace = await self._follow_cluster(stack) if self._settings.needs_cluster else "default"
             await self._serve(self._settings.pool_namespace or namespace)
 
@@ -109,26 +124,82 @@ class App:
                 cluster = watches.follow_pools(changed, namespaces)
             self._endpoints, self._rewrites = cluster.endpoints, lambda: cluster.rewrites
         if settings.config_map:
-            watches.follow_policy(settings.config_map, self._policy.apply, self._policy_loaded)
+            watches.follow_policy(settings.config_map, self._policy.apply, partial(self._map_loaded, "policy"))
+        loaded = partial(self._map_loaded, "routing")
+        self._routing = watches.follow_routing("", self._policy.apply_routing, loaded)
         return watches.namespace
+
+    def _open_tracing(self, stack: contextlib.AsyncExitStack) -> "Tracing":
+        """What makes spans, and has sent them when the stack ends."""
+        try:
+            from extproc.observability.tracing import Tracing  # noqa: PLC0415 - an extra, and large
+        except ModuleNotFoundError as error:
+            message = "--tracing needs what is not installed: pip install 'owned-by-extproc[otel]'"
+            raise DocumentError(f"{message} ({error})") from error
+        tracing = Tracing(self._metrics, self._logger)
+        stack.callback(tracing.close)
+        return tracing
 
     async def _serve(self, namespace: str) -> None:
         """Listen, follow the sources, and be ready as soon as they are; `namespace` is that of `--pool-name`."""
         settings = self._settings
-        health = Health(dict.fromkeys(("policy", *self._followed, "endpoints", "serving")))
+        health = Health(dict.fromkeys((*DOCUMENTS, *self._followed, "endpoints", "serving")))
         defer = asyncio.get_running_loop().call_later
         decisions = DecisionLog(self._logger, settings.log_format, settings.log_level, defer)
+        recent, rates = Recent(), Rates(self._metrics.registry)
+
+        def decided(line: DecisionLine) -> None:
+            recent(line)
+            decisions(line)
+
         pool = Pool(namespace, settings.pool_name) if settings.pool_name else None
+        binding = Binding(settings.attachment, union=settings.allow_pool_union, default=pool)
         processor = ExternalProcessor(
-            Binding(settings.attachment, union=settings.allow_pool_union, default=pool),
+            binding,
             self._store.current,
             self._policy.current,
             self._logger,
-            decisions,
+            decided,
             self._metrics,
             lambda: self._load.current,
+            self._tracing,
         )
-        admin = admin_app(lambda: health.ready, self._pages(health, processor), settings.admin_address)
+        pages = Pages(
+            settings,
+            health,
+            processor,
+            self._store.current,
+            self._policy.current,
+            {"sources": self._sources, "probe": self._probe.status, "load": self._load.status},
+        )
+        views = Views(
+            status=pages.status,
+            snapshot=self._store.current,
+            policy=self._policy.current,
+            loads=lambda: self._load.current,
+            recent=recent,
+            rates=rates,
+        )
+        live = Live(views.all, self._logger)
+        sources = Sources(
+            ready=lambda: health.ready,
+            pages=pages.all,
+            snapshot=self._store.current,
+            policy=self._policy.current,
+            loads=lambda: self._load.current,
+            binding=binding,
+            discover=self._discover,
+            routing=self._routing,
+            read_only=self._read_only,
+        )
+        admin = Access(
+            admin_app(sources, [*page_routes(), live.route()]),
+            self._logger,
+            address=settings.admin_address,
+            hosts=settings.admin_hosts,
+            token_file=settings.admin_token_file,
+            open_paths=FILES,
+        )
         lifecycle = Lifecycle(
             processor,
             health,
@@ -136,7 +207,7 @@ class App:
                 "metrics_port": HttpServer(
                     metrics_app(self._metrics.registry), settings.address, settings.metrics_port
                 ),
-                "admin_port": HttpServer(admin, settings.admin_address, settings.admin_port),
+                "admin_port": HttpServer(admin, settings.admin_address, settings.admin_port, live.end),
             },
             self._logger,
             address=settings.address,
@@ -146,12 +217,19 @@ class App:
             drain_timeout=settings.drain_timeout,
         )
         jobs = [file.watch(self._file_loaded) for file in self._files.values()]
-        jobs += [self._probe.run(), self._load.run(), self._become_ready(health)]
+        jobs += [self._probe.run(), self._load.run(), self._become_ready(health), rates.run(), live.run()]
         jobs += self._watches.jobs() if self._watches else []
         try:
             await _beside(lifecycle.run(), jobs)
         finally:
             decisions.flush()
+
+    @property
+    def _read_only(self) -> str:
+        """Why the routing cannot be changed, "" if it can."""
+        if self._settings.admin_read_only:
+            return "--admin-read-only is set"
+        return "" if self._routing else "there is no place to keep an entry: neither a cluster nor a --config-file"
 
     @property
     def _followed(self) -> tuple[str, ...]:
@@ -167,14 +245,14 @@ class App:
             await health.set(name, well=True)
 
         async def ask() -> None:
-            await asyncio.gather(*(sync(name) for name in self._followed if name != "policy"))
+            await asyncio.gather(*(sync(name) for name in self._followed if name not in DOCUMENTS))
             self._publish()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._probe.settled.wait(), PATIENCE)
             self._publish()
             await health.set("endpoints", well=True)
 
-        await asyncio.gather(sync("policy"), ask())
+        await asyncio.gather(*map(sync, DOCUMENTS), ask())
         # What is there now stays: the collector need not look at it again with every few hundred requests.
         gc.collect()
         gc.freeze()
@@ -198,49 +276,52 @@ class App:
         if name == "endpoints" and error is None:
             self._publish()
 
-    def _policy_loaded(self, policy: "PolicyMap", error: str | None) -> None:
-        """Tell of a policy that came from the cluster."""
-        self._loaded("policy", error, configmap=str(policy))
+    def _map_loaded(self, name: str, source: "PolicyMap", error: str | None) -> None:
+        """Tell of a document that came from the cluster."""
+        self._loaded(name, error, configmap=str(source))
 
     def _loaded(self, name: str, error: str | None, **where: str) -> None:
         self._metrics.reload_successful.labels(name).set(error is None)
         if error is None:
+            self._loaded_at[name] = time.time()
             self._metrics.reload_timestamp.labels(name).set_to_current_time()
             self._logger.info("loaded", logger="app", source=name, **where)
         else:
             self._logger.error("not loaded, the last good one stays", logger="app", source=name, **where, error=error)
 
-    def _pages(self, health: Health, processor: ExternalProcessor) -> dict[str, Callable[[], object]]:
-        def status() -> dict[str, Any]:
-            snapshot = self._store.current()
-            return {
-                "version": __version__,
-                "uptime_seconds": round(time.time() - self._started, 1),
-                "ready": health.ready,
-                "components": health.components,
-                "streams": processor.open_streams,
-                "generation": snapshot.generation,
-                "pools": {str(pool): _counts(snapshot, pool) for pool in snapshot.pools},
-                "longest_hint": processor.longest_hint,
-                "sources": self._sources(),
-                "probe": self._probe.status(),
-                "load": self._load.status(),
-            }
-
-        def config() -> dict[str, Any]:
-            source = self._sources().get("policy", {"error": None})
-            return {"policy": msgspec.to_builtins(self._policy.current(), enc_hook=float), "error": source["error"]}
-
-        def endpoints() -> dict[str, Any]:
-            snapshot = self._store.current()
-            return {"generation": snapshot.generation, "pools": {str(p): snapshot.endpoints[p] for p in snapshot.pools}}
-
-        return {"/statusz": status, "/configz": config, "/endpointz": endpoints}
+    async def _discover(self) -> dict[str, Any]:
+        """Look at everything again, and say what changed and what could not be looked at."""
+        before = self._store.current()
+        errors: dict[str, str] = {}
+        for name, file in self._files.items():
+            try:
+                if await asyncio.to_thread(file.load):
+                    self._file_loaded(file, None)
+            except DocumentError as error:
+                errors[name] = str(error)
+        if self._watches:
+            errors |= await self._watches.relist()
+        self._publish()
+        try:
+            async with asyncio.timeout(DISCOVERY):
+                await self._probe.again()
+        except TimeoutError:
+            errors["models"] = f"not all endpoints have answered within {DISCOVERY:g} s"
+        self._publish()
+        return changes(before, self._store.current()) | {"errors": errors}
 
     def _sources(self) -> dict[str, Any]:
         """Where everything comes from, how old it is and what is wrong with it."""
-        sources: dict[str, Any] = {name: {"file": str(f.path), "error": f.error} for name, f in self._files.items()}
+        sources: dict[str, Any] = {
+            name: {"file": str(file.path), "age_seconds": self._age(name), "error": file.error}
+            for name, file in self._files.items()
+        }
         return sources | (self._watches.status() if self._watches else {})
+
+    def _age(self, source: str) -> float | None:
+        """How many seconds ago it was loaded the last time that it could be."""
+        loaded = self._loaded_at.get(source)
+        return None if loaded is None else round(time.time() - loaded, 1)
 
 
 async def _beside(main: Job, jobs: list[Job]) -> None:
@@ -270,8 +351,3 @@ def _probing(settings: Settings) -> ProbeConfig:
 def _load_reading(settings: Settings) -> LoadConfig:
     interval = refreshed_every(settings.refresh_metrics_interval, settings.attachment)
     return LoadConfig(interval=interval, stale=settings.metrics_staleness_threshold, asking=_probing(settings))
-
-
-def _counts(snapshot: Snapshot, pool: Any) -> dict[str, int]:
-    tally = Tally(endpoint.ready for endpoint in snapshot.endpoints[pool])
-    return {"ready": tally[True], "not_ready": tally[False]}

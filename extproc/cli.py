@@ -2,11 +2,9 @@
 """The command line: `owned-by serve | validate | explain | health | demo`. Exit 0 ok, 1 a problem found, 2 usage."""
 
 import asyncio
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import grpc
@@ -17,109 +15,32 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from extproc import __version__
 from extproc.app import App
 from extproc.discovery.file import parse_endpoints
-from extproc.envoy.binding import Attachment, Binding, BodyMode, ProtocolError, parse_pool
+from extproc.envoy.binding import Attachment, Binding, BodyMode
 from extproc.envoy.explain import Explanation, HttpRequest, explain
 from extproc.envoy.names import SERVICE
-from extproc.policy.config import Duration, default_policy
+from extproc.flags import (
+    LAST_PORT,
+    ConfigMapType,
+    DurationType,
+    HostsType,
+    LabelsType,
+    NamespacesType,
+    PoolType,
+    PortsType,
+    PortType,
+    flag,
+    refuse_contradictions,
+)
+from extproc.policy.config import default_policy
 from extproc.policy.document import DocumentError
 from extproc.policy.loading import parse_policy
 from extproc.policy.problems import oddities, problems, schema
-from extproc.policy.types import Pool, Snapshot
-from extproc.settings import ALL_NAMESPACES, Settings, refreshed_every
+from extproc.policy.types import Snapshot
+from extproc.settings import Settings
 
-F = TypeVar("F", bound=Callable[..., Any])
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_LAST_PORT = 65535
-_LEAST_REFRESH = 0.05
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
-_LABEL_KEY = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
-
-
-class _DurationType(click.ParamType[Any]):
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """`5s` -> 5.0."""
-        try:
-            return value if isinstance(value, float) else Duration.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _PoolType(click.ParamType[Any]):
-    name = "namespace/name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pool:
-        """`default/chat` -> Pool."""
-        try:
-            return value if isinstance(value, Pool) else parse_pool(value)
-        except ProtocolError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _LabelsType(click.ParamType[Any]):
-    name = "key=value,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
-        """`app=vllm,tier=gpu` -> labels that all must be there."""
-        if isinstance(value, dict):
-            return value
-        pairs = [part.replace("==", "=").partition("=") for part in value.split(",")]
-        if not all(_LABEL_KEY.fullmatch(key.strip()) and equals for key, equals, _ in pairs):
-            self.fail(f"`{value}` is not a list of key=value: other selectors are not supported", param, ctx)
-        return {key.strip(): wanted.strip() for key, _, wanted in pairs}
-
-
-class _PortType(click.IntRange):
-    name = "port"
-
-
-class _PortsType(click.ParamType[Any]):
-    name = "port,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """`8000,8001` -> ports."""
-        if isinstance(value, tuple):
-            return value
-        words = [word.strip() for word in value.split(",")]
-        if not all(word.isascii() and word.isdigit() and 0 < int(word) <= _LAST_PORT for word in words):
-            self.fail(f"`{value}` is not a list of ports from 1 to {_LAST_PORT}", param, ctx)
-        return tuple(dict.fromkeys(map(int, words)))
-
-
-class _NamespacesType(click.ParamType[Any]):
-    name = "namespace,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        """`team-a,team-b` or `*` -> namespaces."""
-        if isinstance(value, tuple):
-            return value
-        words = tuple(dict.fromkeys(word.strip() for word in value.split(",")))
-        if words != (ALL_NAMESPACES,) and not all(_NAMESPACE.fullmatch(word) for word in words):
-            self.fail(f"`{value}` is not a list of namespaces, nor `{ALL_NAMESPACES}` for all", param, ctx)
-        return words
-
-
-class _ConfigMapType(click.ParamType[Any]):
-    name = "[namespace/]name"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """`owned-by` or `team-a/owned-by`, as it is."""
-        *namespace, name = value.split("/")
-        if len(namespace) > 1 or not all(_NAMESPACE.fullmatch(word) for word in namespace) or not _NAME.fullmatch(name):
-            self.fail(f"`{value}` is not [namespace/]name", param, ctx)
-        return str(value)
-
-
-def _flag(name: str, **settings: Any) -> Callable[[F], F]:
-    """A flag that can also be given as OWNED_BY_<FLAG>."""
-    variable = "OWNED_BY_" + name.removeprefix("--").replace("-", "_").upper()
-    return click.option(name, envvar=variable, show_envvar=True, show_default=True, **settings)
-
-
 _ATTACHMENTS = [attachment.value for attachment in Attachment]
-_PORT = _PortType(0, _LAST_PORT)
+_PORT = PortType(0, LAST_PORT)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -129,84 +50,66 @@ def main() -> None:
 
 
 @main.command()
-@_flag("--endpoints-file", type=_FILE, help="The pools and their endpoints; without it they are the cluster's.")
-@_flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
-@_flag("--config-map", type=_ConfigMapType(), help="The policy, from the key `policy.yaml` of a ConfigMap.")
-@_flag(
+@flag("--endpoints-file", type=_FILE, help="The pools and their endpoints; without it they are the cluster's.")
+@flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
+@flag("--config-map", type=ConfigMapType(), help="The policy, from the key `policy.yaml` of a ConfigMap.")
+@flag(
     "--kubeconfig", type=_FILE, help="How to reach the API server; else $KUBECONFIG, the pod's own way, ~/.kube/config."
 )
-@_flag("--namespaces", type=_NamespacesType(), help="Whose pools and pods count, * for all; else the process's own.")
-@_flag("--endpoint-selector", type=_LabelsType(), help="Without InferencePools: the labels of a namespace's one pool.")
-@_flag("--endpoint-target-ports", type=_PortsType(), help="Without InferencePools: the ports at which its pods serve.")
-@_flag(
+@flag("--namespaces", type=NamespacesType(), help="Whose pools and pods count, * for all; else the process's own.")
+@flag("--endpoint-selector", type=LabelsType(), help="Without InferencePools: the labels of a namespace's one pool.")
+@flag("--endpoint-target-ports", type=PortsType(), help="Without InferencePools: the ports at which its pods serve.")
+@flag(
     "--attachment",
     type=click.Choice(_ATTACHMENTS),
     default=Attachment.BEFORE.value,
     help="Where streams that do not say it sit.",
 )
-@_flag("--pool-name", default=None, help="The pool of streams that name none.")
-@_flag("--pool-namespace", default=None, help="Its namespace; else the process's own, `default` without a cluster.")
-@_flag("--allow-pool-union", is_flag=True, help="Take all pools as one where none is named.")
-@_flag("--address", default="0.0.0.0", help="Where gRPC, health and metrics listen.")  # noqa: S104
-@_flag("--grpc-port", type=_PORT, default=9002, help="ext_proc; 0 is a free port.")
-@_flag("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.")
-@_flag("--metrics-port", type=_PORT, default=9090, help="/metrics.")
-@_flag("--admin-port", type=_PORT, default=9091, help="Admin pages.")
-@_flag("--admin-address", default="127.0.0.1", help="Where the admin pages listen.")
-@_flag(
-    "--probe-interval", type=_DurationType(), default="30s", help="How often endpoints are asked for models; 0s: never."
+@flag("--pool-name", default=None, help="The pool of streams that name none.")
+@flag("--pool-namespace", default=None, help="Its namespace; else the process's own, `default` without a cluster.")
+@flag("--allow-pool-union", is_flag=True, help="Take all pools as one where none is named.")
+@flag("--address", default="0.0.0.0", help="Where gRPC, health and metrics listen.")  # noqa: S104
+@flag("--grpc-port", type=_PORT, default=9002, help="ext_proc; 0 is a free port.")
+@flag("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.")
+@flag("--metrics-port", type=_PORT, default=9090, help="/metrics.")
+@flag("--admin-port", type=_PORT, default=9091, help="Admin pages.")
+@flag("--admin-address", default="127.0.0.1", help="Where the admin pages listen.")
+@flag("--admin-hosts", type=HostsType(), help="Names by which the admin pages may be asked for, beside their address.")
+@flag("--admin-token-file", type=_FILE, help="The bearer token that they need; off loopback there must be one.")
+@flag("--admin-read-only", is_flag=True, help="Refuse to change the routing.")
+@flag(
+    "--probe-interval", type=DurationType(), default="30s", help="How often endpoints are asked for models; 0s: never."
 )
-@_flag("--probe-timeout", type=_DurationType(), default="5s", help="How long an endpoint may take to answer that.")
-@_flag("--probe-scheme", type=click.Choice(["http", "https"]), default="http", help="How endpoints are asked.")
-@_flag("--probe-ca-file", type=_FILE, help="Whom to trust with https; else the system's authorities.")
-@_flag("--probe-insecure-skip-verify", is_flag=True, help="With https, trust everybody.")
-@_flag("--probe-token-file", type=_FILE, help="A bearer token for the endpoints; read again as it changes.")
-@_flag(
+@flag("--probe-timeout", type=DurationType(), default="5s", help="How long an endpoint may take to answer that.")
+@flag("--probe-scheme", type=click.Choice(["http", "https"]), default="http", help="How endpoints are asked.")
+@flag("--probe-ca-file", type=_FILE, help="Whom to trust with https; else the system's authorities.")
+@flag("--probe-insecure-skip-verify", is_flag=True, help="With https, trust everybody.")
+@flag("--probe-token-file", type=_FILE, help="A bearer token for the endpoints; read again as it changes.")
+@flag(
     "--refresh-metrics-interval",
-    type=_DurationType(),
+    type=DurationType(),
     help="How often endpoints are asked how busy they are; 0s: never. 1s with --attachment picker, else 0s.",
 )
-@_flag(
+@flag(
     "--metrics-staleness-threshold",
-    type=_DurationType(),
+    type=DurationType(),
     default="5s",
     help="How long that counts; at least three intervals.",
 )
-@_flag("--drain-delay", type=_DurationType(), default="5s", help="How long to go on accepting after SIGTERM.")
-@_flag("--drain-timeout", type=_DurationType(), default="30s", help="How long open streams may then take.")
-@_flag("--log-format", type=click.Choice(["json", "console"]), default="json", help="One JSON object a line, or text.")
-@_flag("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="The least level.")
+@flag("--drain-delay", type=DurationType(), default="5s", help="How long to go on accepting after SIGTERM.")
+@flag("--drain-timeout", type=DurationType(), default="30s", help="How long open streams may then take.")
+@flag("--tracing", is_flag=True, help="A span for each decision, by OTLP over HTTP as OTEL_* say (extra `otel`).")
+@flag("--log-format", type=click.Choice(["json", "console"]), default="json", help="One JSON object a line, or text.")
+@flag("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", help="The least level.")
 def serve(**flags: Any) -> None:
     """Serve Envoy until SIGTERM."""
-    _refuse_contradictions(flags)
+    refuse_contradictions(flags)
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         app = App(Settings(**given | {"attachment": Attachment(flags["attachment"])}))
         uvloop.run(app.run())
     except (DocumentError, OSError) as error:
         raise click.ClickException(str(error)) from error
-
-
-def _refuse_contradictions(flags: dict[str, Any]) -> None:
-    """Flags that say two things at once, or half of one."""
-    if flags["config_file"] and flags["config_map"]:
-        raise click.UsageError("--config-file and --config-map exclude each other: both name the policy")
-    for flag in ("namespaces", "endpoint_selector"):
-        if flags["endpoints_file"] and flags[flag]:
-            raise click.UsageError(f"--endpoints-file and --{flag.replace('_', '-')} exclude each other")
-    if bool(flags["endpoint_selector"]) != bool(flags["endpoint_target_ports"]):
-        raise click.UsageError("--endpoint-selector and --endpoint-target-ports go together")
-    if flags["endpoint_selector"] and flags["namespaces"] == (ALL_NAMESPACES,):
-        raise click.UsageError("--endpoint-selector needs namespaces by name")
-    if 0 < flags["probe_interval"] < 1:
-        raise click.UsageError("--probe-interval must be 1s or longer, or 0s for never")
-    refresh = refreshed_every(flags["refresh_metrics_interval"], Attachment(flags["attachment"]))
-    if 0 < refresh < _LEAST_REFRESH:
-        raise click.UsageError("--refresh-metrics-interval must be 50ms or longer, or 0s for never")
-    if flags["metrics_staleness_threshold"] < 3 * refresh:
-        raise click.UsageError("--metrics-staleness-threshold must be at least three times --refresh-metrics-interval")
-    if flags["probe_timeout"] <= 0:
-        raise click.UsageError("--probe-timeout must be longer than nothing")
 
 
 @main.command()
@@ -231,8 +134,8 @@ def validate(*, file: Path | None, endpoints_file: Path | None, show_schema: boo
 
 
 @main.command("explain")
-@_flag("--endpoints-file", type=_FILE, required=True, help="The pools and their endpoints.")
-@_flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
+@flag("--endpoints-file", type=_FILE, required=True, help="The pools and their endpoints.")
+@flag("--config-file", type=_FILE, help="The policy; without it the defaults hold.")
 @click.option(
     "--attachment",
     type=click.Choice(_ATTACHMENTS),
@@ -240,7 +143,7 @@ def validate(*, file: Path | None, endpoints_file: Path | None, show_schema: boo
     show_default=True,
     help="Where the filter sits.",
 )
-@click.option("--pool", type=_PoolType(), default=None, help="The pool that the filter names.")
+@click.option("--pool", type=PoolType(), default=None, help="The pool that the filter names.")
 @click.option("--cluster", default="", help="Where the route leads, as Envoy calls it (xds.cluster_name).")
 @click.option("--pick", default="", metavar="IP:PORT,...", help="What the EPP picked, for `after`.")
 @click.option("-X", "--request", "method", default=None, help="The method; GET, or POST with -d.")
@@ -302,7 +205,7 @@ def explain_command(**given: Any) -> None:
 @main.command()
 @click.option("--service", default=SERVICE, show_default=True, help="`liveness`, `readiness` or the service's name.")
 @click.option("--address", default="127.0.0.1", show_default=True, help="Where it listens.")
-@_flag("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.")
+@flag("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.")
 def health(service: str, address: str, grpc_health_port: int) -> None:
     """Ask a running server how it is: exit 0 if it is serving, else 1."""
     with grpc.insecure_channel(f"{address}:{grpc_health_port}") as channel:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How this process runs: flags and OWNED_BY_* variables, fixed for its life. What may change is the policy's."""
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -10,6 +11,7 @@ from extproc.envoy.binding import Attachment
 
 ALL_NAMESPACES = "*"
 """What `--namespaces` says for all of them."""
+_VISIBLE: Final = re.compile(r"[!-~]+")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +34,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     metrics_port: int = 9090
     admin_port: int = 9091
     admin_address: str = "127.0.0.1"
+    admin_hosts: tuple[str, ...] = ()
+    admin_token_file: Path | None = None
+    admin_read_only: bool = False
     pool_name: str | None = None
     pool_namespace: str | None = None
     allow_pool_union: bool = False
@@ -44,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     probe_token_file: Path | None = None
     refresh_metrics_interval: float | None = None
     metrics_staleness_threshold: float = 5.0
+    tracing: bool = False
     drain_delay: float = 5.0
     drain_timeout: float = 30.0
     log_format: Literal["json", "console"] = "json"
@@ -60,3 +66,14 @@ def refreshed_every(interval: float | None, attachment: Attachment) -> float:
     if interval is None:
         return 1.0 if attachment is Attachment.PICKER else 0.0
     return interval
+
+
+def read_token(path: Path) -> str:
+    """The bearer token in a file: one word. Raises ValueError, which never shows it, if there is none."""
+    try:
+        token = path.read_text("ascii", "replace").strip()
+    except OSError as error:
+        raise ValueError(f"the token file cannot be read: {error.strerror}") from error
+    if not _VISIBLE.fullmatch(token):  # anything else could be a header of its own
+        raise ValueError("the token file is not one word of visible ASCII characters")
+    return token

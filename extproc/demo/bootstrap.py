@@ -25,6 +25,7 @@ BEFORE_FILTER: Final = "owned-by.before"
 PICKER_FILTER: Final = "envoy.filters.http.ext_proc"
 AFTER_FILTER: Final = "owned-by.after"
 POOL: Final = "pool"
+COLLECTOR: Final = "collector"
 
 MUTABLE: Final = "(x-(gateway|owned-by|prefiller|encoder|data-p|kv-c)|test-epp).*|content-(length|type)|retry-after"
 """The headers that we may set and remove. Envoy refuses a regex whose program is above 100, and 1.36 to 1.38 count more
@@ -70,6 +71,7 @@ class Plan:
     shows it the response's headers. `picker_empty` leaves that place without an endpoint, whatever its port, and
     `forward_hint` is whether it sees the hint. `report_served` writes the endpoint that served into `envoy.lb` (Envoy
     1.38 and newer). Durations are Envoy's (`2s`). `retries` of 0 is no retry policy. `access_log` is a file's path.
+    `collector_port` is where Envoy's spans go, by OTLP over HTTP; None makes none.
     """
 
     endpoints: Endpoints
@@ -91,6 +93,7 @@ class Plan:
     buffer_limit: int = 1_048_576
     retries: int = 0
     access_log: str | None = None
+    collector_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,10 @@ def bootstrap(plan: Plan) -> Json:
             filters.append(_epp(place) if place.bodies is None else _ours(plan, place, place.bodies))
             clusters.append(_cluster(place.cluster, place.endpoints, {"http2_protocol_options": {}}))
     filters.append({"name": "envoy.filters.http.router", "typed_config": _typed("filters.http.router.v3.Router")})
-    runtime = {"envoy.reloadable_features.ext_proc_graceful_grpc_close": True}
+    runtime: Json = {"envoy.reloadable_features.ext_proc_graceful_grpc_close": True}
+    if plan.collector_port is not None:
+        clusters.append(_cluster(COLLECTOR, ((LOOPBACK, plan.collector_port),), {"http_protocol_options": {}}))
+        runtime["tracing.opentelemetry.min_flush_spans"] = 1  # each as it ends, and not five together
     return {
         "static_resources": {"listeners": [_listener(plan, filters)], "clusters": clusters},
         "layered_runtime": {"layers": [{"name": "static", "static_layer": runtime}]},
@@ -142,6 +148,7 @@ def _listener(plan: Plan, filters: list[Json]) -> Json:
         http_filters=filters,
         route_config={"name": "pool", "virtual_hosts": [{"name": "pool", "domains": ["*"], "routes": routes}]},
         access_log=[_access_log(plan.access_log)] if plan.access_log else [],
+        **({} if plan.collector_port is None else {"tracing": _tracing(plan.collector_port)}),
     )
     connections = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
     return {
@@ -166,6 +173,20 @@ def _access_log(path: str) -> Json:
     form = {"text_format_source": {"inline_string": line + "\n"}}
     config = _typed("access_loggers.file.v3.FileAccessLog", path=path, log_format=form)
     return {"name": "envoy.access_loggers.file", "typed_config": config}
+
+
+def _tracing(port: int) -> Json:
+    """Spans of every request, to a collector on this machine."""
+    uri = {"uri": f"http://{LOOPBACK}:{port}/v1/traces", "cluster": COLLECTOR, "timeout": "1s"}
+    config = {
+        "@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig",
+        "http_service": {"http_uri": uri},
+        "service_name": LISTENER,
+    }
+    return {
+        "provider": {"name": "envoy.tracers.opentelemetry", "typed_config": config},
+        "random_sampling": {"value": 100},
+    }
 
 
 def _places(plan: Plan) -> tuple[_Place, ...]:

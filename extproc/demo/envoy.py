@@ -68,6 +68,7 @@ class Envoy:
                 self._program or find_program(),
                 *("-c", config, "--admin-address-path", address),
                 *("--concurrency", "1", "-l", "warning", "--disable-hot-restart"),
+                *("--file-flush-interval-msec", "100"),  # who waits for an access log need not wait ten seconds
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -2,7 +2,6 @@
 """One GET of an endpoint: who is trusted, what is sent, how much is read, and what is said of what went wrong."""
 
 import asyncio
-import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import aiohttp
 import msgspec
 
 from extproc.discovery.listing import Listing, parse_listing
+from extproc.settings import read_token
 
 T = TypeVar("T")
 
@@ -21,7 +21,6 @@ _IDLE: Final = 15.0
 """Seconds for which an unused connection is kept."""
 _CHUNK: Final = 65_536
 _OK: Final = 200
-_VISIBLE: Final = re.compile(r"[!-~]+")
 
 
 class ProbeConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +101,7 @@ class Asker:
     async def _get(self, session: aiohttp.ClientSession, url: str, accept: str) -> bytes:
         headers = {"accept": accept, "accept-encoding": "identity"}
         if self._config.token_file is not None:
-            headers["authorization"] = f"Bearer {_token(self._config.token_file)}"
+            headers["authorization"] = f"Bearer {read_token(self._config.token_file)}"
         async with session.get(url, headers=headers, allow_redirects=False) as response:
             if response.status != _OK:
                 raise ValueError(f"status {response.status}")
@@ -122,13 +121,3 @@ def _trust(config: ProbeConfig) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _token(path: Path) -> str:
-    try:
-        token = path.read_text("ascii", "replace").strip()
-    except OSError as error:
-        raise ValueError(f"the token file cannot be read: {error.strerror}") from error
-    if not _VISIBLE.fullmatch(token):  # anything else could be a header of its own
-        raise ValueError("the token file is not one word of visible ASCII characters")
-    return token

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy in a ConfigMap: each good version is put in force, a bad one is refused and told, also to the cluster."""
+"""The policy, or its routing entries, in a ConfigMap: a good version is put in force, a bad one refused and told.
+
+It is told to the cluster too: an Event says why.
+"""
 
 import asyncio
 import os
@@ -20,10 +23,11 @@ _LONGEST_NOTE: Final = 1024
 
 
 class PolicyMap:
-    """One ConfigMap as the source of the policy.
+    """One ConfigMap as the source of the document under one of its keys.
 
     `apply` takes the document and raises DocumentError if it cannot be used: the last good one then stays. `on_load` hears
-    of each version and its error, None if it was put in force.
+    of each version and its error, None if it was put in force. If it is `optional`, no document is an empty one; else
+    that is an error like any other.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - what it is joined to
@@ -34,12 +38,18 @@ class PolicyMap:
         apply: Callable[[bytes], None],
         on_load: Callable[["PolicyMap", str | None], None],
         logger: Logger,
+        *,
+        key: str = KEY,
+        optional: bool = False,
     ) -> None:
         """Nothing is known yet."""
         self.namespace = namespace
         self.name = name
         self.loaded = asyncio.Event()
         self.error: str | None = "not read yet"
+        self._key = key
+        self._optional = optional
+        self._what = key.partition(".")[0]
         self._api = api
         self._apply = apply
         self._on_load = on_load
@@ -52,24 +62,30 @@ class PolicyMap:
 
     def changed(self, _old: ConfigMap | None, new: ConfigMap | None) -> None:
         """It came, changed or went."""
-        text = None if new is None else (new.data or {}).get(KEY)
-        if new is None:
+        text = None if new is None else (new.data or {}).get(self._key)
+        if text is None and self._optional:
+            text = ""
+        if text is not None:
+            if text != self._text:  # else something other than the document changed
+                self._put(text, new)
+        elif new is None:
             self._refuse("it was deleted", None)
-        elif text is None:
-            self._refuse(f"it has no key `{KEY}`", new)
-        elif text != self._text:  # else something other than the policy changed
-            self._put(text, new)
+        else:
+            self._refuse(f"it has no key `{self._key}`", new)
         self._text = text
 
     def absent(self) -> None:
-        """The ConfigMaps are listed, and it was not among them: say so."""
-        self._refuse("it does not exist", None)
+        """It could not be found: it does not exist, or, if it is optional, we may not see it."""
+        if self._optional:
+            self.changed(None, None)
+        else:
+            self._refuse("it does not exist", None)
 
-    def _put(self, text: str, one: ConfigMap) -> None:
+    def _put(self, text: str, one: ConfigMap | None) -> None:
         try:
             self._apply(text.encode())
         except DocumentError as error:
-            self._refuse(f"{KEY}: {error}", one)
+            self._refuse(f"{self._key}: {error}", one)
             return
         self.error = None
         self.loaded.set()
@@ -94,7 +110,7 @@ class PolicyMap:
     def _event(self, error: str, one: ConfigMap | None) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         pod = os.environ.get("POD_NAME") or socket.gethostname()
-        effect = "the last good policy stays" if self.loaded.is_set() else "there is no policy yet"
+        effect = f"the last good {self._what} stays" if self.loaded.is_set() else f"there is no {self._what} yet"
         about = {"apiVersion": "v1", "kind": "ConfigMap", "namespace": self.namespace, "name": self.name}
         if one is not None:
             about |= {"uid": one.metadata.uid, "resourceVersion": one.metadata.resource_version}
@@ -104,7 +120,7 @@ class PolicyMap:
             "metadata": {"generateName": f"{self.name}.", "namespace": self.namespace},
             "involvedObject": about,
             "type": "Warning",
-            "reason": "PolicyRefused",
+            "reason": f"{self._what.title()}Refused",
             "message": f"{effect}: {error}"[:_LONGEST_NOTE],
             "source": {"component": "owned-by", "host": pod},
             "firstTimestamp": now,

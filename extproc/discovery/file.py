@@ -103,13 +103,15 @@ def parse_address(text: str) -> tuple[str, int]:
 class WatchedFile:
     """A file whose content is handed on each time that it has changed and can be used.
 
-    `apply` takes the content and raises DocumentError if it cannot be used: the last good one then stays.
+    `apply` takes the content and raises DocumentError if it cannot be used: the last good one then stays. If the file is
+    `optional`, one that does not exist is an empty one; else that is an error like any other.
     """
 
-    def __init__(self, path: Path, apply: Callable[[bytes], None]) -> None:
+    def __init__(self, path: Path, apply: Callable[[bytes], None], *, optional: bool = False) -> None:
         """Nothing is read yet."""
         self.path = path
         self.error: str | None = None
+        self._optional = optional
         self._apply = apply
         self._content: bytes | None = None
 
@@ -118,8 +120,10 @@ class WatchedFile:
         try:
             content = self.path.read_bytes()
         except OSError as error:
-            self._content = None
-            raise DocumentError(f"cannot be read: {error.strerror}") from error
+            if not self._optional or not isinstance(error, FileNotFoundError):
+                self._content = None
+                raise DocumentError(f"cannot be read: {error.strerror}") from error
+            content = b""
         if content == self._content:
             return False
         self._content = content

@@ -101,9 +101,13 @@ class KubernetesApi:
         """The body of an answer to GET. Raises ApiError."""
         return await self._answer("GET", path, params, None)
 
-    async def create(self, path: str, document: dict[str, Any]) -> None:
-        """POST an object. Raises ApiError."""
-        await self._answer("POST", path, {}, document)
+    async def create(self, path: str, document: dict[str, Any]) -> bytes:
+        """POST an object; what it is then. Raises ApiError."""
+        return await self._answer("POST", path, {}, document)
+
+    async def replace(self, path: str, document: dict[str, Any]) -> bytes:
+        """PUT an object; what it is then. Raises ApiError: 409 if it has a resourceVersion that is not the present one."""
+        return await self._answer("PUT", path, {}, document)
 
     @contextlib.asynccontextmanager
     async def watch(self, path: str, params: Params, read_timeout: float) -> AsyncIterator[AsyncIterator[bytes]]:

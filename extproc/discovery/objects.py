@@ -239,12 +239,21 @@ class Kind(msgspec.Struct, frozen=True):
 
 
 class Resource(msgspec.Struct, frozen=True):
-    """What is watched: its plural, the versions that are tried in turn, and whether a cluster may do without it."""
+    """What is watched: its plural, the versions that are tried in turn, and whether a cluster may do without it.
+
+    `alias` is what people and metrics know it by, where that is not its plural.
+    """
 
     name: str
     kinds: tuple[Kind, ...]
     optional: bool = False
     field_selector: str = ""
+    alias: str = ""
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics, logs and errors."""
+        return self.alias or self.name
 
 
 PODS: Final = Resource("pods", (Kind("/api/v1", Pod),))
@@ -265,6 +274,7 @@ REWRITES: Final = Resource(
 )
 
 
-def config_map(name: str) -> Resource:
+def config_map(name: str, *, optional: bool = False, alias: str = "") -> Resource:
     """One ConfigMap: asked for by its name, so that a Role can name it too."""
-    return Resource("configmaps", (Kind("/api/v1", ConfigMap),), field_selector=f"metadata.name={name}")
+    kinds = (Kind("/api/v1", ConfigMap),)
+    return Resource("configmaps", kinds, optional, field_selector=f"metadata.name={name}", alias=alias)

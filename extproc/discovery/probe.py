@@ -42,7 +42,8 @@ class _Target:
     """An endpoint that is followed, and what is known of it.
 
     `bases` are the objects that it came as, one in each pool, by their ids; `error` is "" while it answers, `delay` is the
-    last backoff.
+    last backoff. `again`: what it is being asked does not count, and it is asked again at once; `once_more`: it counts, and
+    it is asked again all the same. `begun` numbers the times that it was asked, `heard` is the last of them that counted.
     """
 
     endpoint: Endpoint
@@ -52,7 +53,12 @@ class _Target:
     tried: bool = False
     held: bool = False
     busy: bool = False
+    asking: bool = False
     again: bool = False
+    once_more: bool = False
+    begun: int = 0
+    heard: int = 0
+    told: asyncio.Event | None = None
     timer: int = 0
     listing: Listing | None = None
     answered: float = 0.0
@@ -64,6 +70,17 @@ class _Target:
         if self.listing:
             return replace(base, owned_by=self.listing.owned_by, models=self.listing.models)
         return base if self.tried or not base.ready else replace(base, owned_by=None, ready=not self.held)
+
+    async def news(self) -> None:
+        """Wait until it has answered, failed or gone."""
+        self.told = self.told or asyncio.Event()
+        await self.told.wait()
+
+    def tell(self) -> None:
+        """It has: wake who waits for that."""
+        if self.told:
+            self.told.set()
+            self.told = None
 
 
 class Probe:
@@ -139,6 +156,22 @@ class Probe:
                 group.create_task(self._work(session))
             await self._dispatch()
 
+    async def again(self) -> None:
+        """Ask each ready endpoint that is followed, now; return when each has answered, failed or gone.
+
+        One that is being asked is asked once more after that, as its answer may be from before. With `concurrency` asked
+        at a time, and `timeout` for each, it ends in any case; endpoints that all hang take many times that long.
+        """
+        due = {target: target.begun + 1 for target in self._targets.values() if target.ready}
+        for target in due:
+            if target.asking:
+                target.once_more = True
+            elif not target.busy:  # else its turn will come
+                self._probe_after(0.0, target)
+        for target, number in due.items():
+            while target.ready and target.heard < number:
+                await target.news()
+
     def status(self) -> dict[str, Any]:
         """Counts for `/statusz`, and the first twenty endpoints that fail with their errors."""
         failing = sorted(
@@ -201,6 +234,7 @@ class Probe:
     def _stop(self, target: _Target) -> None:
         target.ready = False
         target.timer = 0
+        target.tell()
         self._untried.discard(target)
 
     def _settle(self) -> None:
@@ -260,15 +294,20 @@ class Probe:
     async def _work(self, session: aiohttp.ClientSession) -> None:
         while True:
             target = await self._queue.get()
-            target.again = False
+            target.again = target.once_more = False
             if target.ready:
+                target.begun += 1
+                target.asking = True
                 outcome = await self._asker.ask(session, target.endpoint.destination)
+                target.asking = False
                 self._metrics.probes.labels("ok" if isinstance(outcome, Listing) else "failed").inc()
                 if target.ready and not target.again:  # else it says nothing of the server that is there now
                     self._heard(target, outcome)
+                    target.heard = target.begun
+                    target.tell()
             target.busy = False
             if target.ready:
-                wait = 0.0 if target.again else target.delay or self._config.interval
+                wait = 0.0 if target.again or target.once_more else target.delay or self._config.interval
                 # Jitter, so that they do not all come at once.
                 self._probe_after(wait * random.uniform(1 - JITTER, 1 + JITTER), target)  # noqa: S311 - no secret
 

@@ -3,13 +3,14 @@
 
     LIST --all pages--> WATCH --the server's time is up--> WATCH from where it was
       ^                   |
-      +------ 410 --------+          any other failure: wait, then go on from where it was
+      +-- 410, `relist` --+          any other failure: wait, then go on from where it was
 
 Until a list is complete, what was known stays; then the difference is applied, so that nothing that vanished in between is
 kept. The contract is the Kubernetes API's ("Efficient detection of changes", "Retrieving large results sets in chunks").
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import OrderedDict
@@ -78,7 +79,7 @@ class Reflector(Generic[T]):
         self._resource = resource
         self._namespace = namespace
         self._on_change = on_change
-        self._logger = logger.bind(logger="reflector", resource=resource.name, namespace=namespace or "*")
+        self._logger = logger.bind(logger="reflector", resource=resource.label, namespace=namespace or "*")
         self._timing = timing
         self._sleep = sleep
         self._kind = resource.kinds[0]
@@ -88,10 +89,14 @@ class Reflector(Generic[T]):
         self._failures = 0
         self._heard_at: float | None = None
         self._expired_at = float("-inf")
-        labels = (resource.name, namespace)
+        self._verb = "list"
+        self._turn_limit: asyncio.Timeout | None = None
+        self._waiting: list[asyncio.Future[str | None]] = []
+        self._served: list[asyncio.Future[str | None]] = []
+        labels = (resource.label, namespace)
         self._restarts = metrics.watch_restarts
         self._last_event = metrics.watch_last_event.labels(*labels)
-        self._unreadable = metrics.unreadable_objects.labels(resource.name)
+        self._unreadable = metrics.unreadable_objects.labels(resource.label)
         started = time.monotonic()
         metrics.watch_staleness.labels(*labels).set_function(lambda: time.monotonic() - (self._heard_at or started))
 
@@ -102,20 +107,57 @@ class Reflector(Generic[T]):
 
     async def run(self) -> None:
         """Follow the resource, for ever."""
-        while True:
-            try:
-                delay = await self._turn()
-            except Exception as error:
-                self._logger.exception("internal error")
-                self._version = ""  # whatever it is: begin anew, and go on following
-                delay = await self._failed(ApiError(0, f"internal error: {error!r}"))
-            if delay:
+        try:
+            while True:
+                # Its time is up when `relist` says so, and only then.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None) as self._turn_limit:
+                        await self._turn()
+        finally:
+            self._turn_limit = None
+            self._served += self._waiting
+            self._answer("it is not followed any more")
+
+    async def relist(self) -> str | None:
+        """List now instead of watching or waiting, apply the difference, and go on; None, or in words why that failed.
+
+        Who asks before the list has begun shares it; who asks later gets the next one, for what this one does not show.
+        Before `run` it waits for that.
+        """
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[str | None] = loop.create_future()
+        self._waiting.append(answer)
+        listing = any(not other.done() for other in self._served)  # one after another; unless nobody waits for it
+        if self._turn_limit is not None and not self._turn_limit.expired() and not listing:
+            self._turn_limit.reschedule(loop.time())
+        return await answer
+
+    def _answer(self, error: str | None) -> None:
+        """Tell those for whom it was listed how that ended."""
+        for answer in self._served:
+            if not answer.done():
+                answer.set_result(error)
+        self._served.clear()
+
+    async def _turn(self) -> None:
+        """List, if need be, and watch once; then wait as long as there is reason to."""
+        try:
+            delay = await self._follow()
+        except Exception as error:
+            self._logger.exception("internal error")
+            self._version = ""  # whatever it is: begin anew, and go on following
+            delay = await self._failed(ApiError(0, f"internal error: {error!r}"))
+        if delay:
+            self._answer(self.error)
+            if not self._waiting:
                 await self._sleep(delay)
 
-    async def _turn(self) -> float:
-        """List, if need be, and watch once; how many seconds to wait before the next turn."""
+    async def _follow(self) -> float:
+        """A turn but for the wait at its end, whose seconds come back."""
         try:
-            if not self._version:
+            if not self._version or self._served:  # a list that was interrupted, or has to begin anew, is still owed
+                await self._list()
+            while self._waiting:
                 await self._list()
             await self._watch()
         except ApiError as error:
@@ -124,6 +166,11 @@ class Reflector(Generic[T]):
 
     async def _list(self) -> None:
         """Ask for everything, in the first version that is served, and apply the difference."""
+        self._verb = "list"
+        if self._waiting:
+            self._count("asked")
+            self._served += self._waiting
+            self._waiting.clear()
         for number, kind in enumerate(self._resource.kinds, 1):
             try:
                 found, version = await self._pages(kind)
@@ -139,6 +186,7 @@ class Reflector(Generic[T]):
         for key in self.objects | found:
             self._put(key, found.get(key))
         self._well()
+        self._answer(None)
 
     async def _pages(self, kind: Kind) -> tuple[dict[tuple[str, str], T], str]:
         found: dict[tuple[str, str], T] = {}
@@ -157,6 +205,7 @@ class Reflector(Generic[T]):
 
     async def _watch(self) -> None:
         """Take events until the API server ends the watch. Raises ApiError."""
+        self._verb = "watch"
         timing = self._timing
         seconds = timing.watch * random.uniform(0.75, 1.0)  # noqa: S311 - jitter
         params = self._params() | {
@@ -282,9 +331,8 @@ class Reflector(Generic[T]):
     def _words(self, error: ApiError) -> str:
         if error.status != _FORBIDDEN:
             return str(error)
-        verb = "watch" if self._version else "list"
         where = f"namespace {self._namespace}" if self._namespace else "all namespaces"
-        return f"the permission to {verb} {self._resource.name} in {where} is missing: {error}"
+        return f"the permission to {self._verb} {self._resource.label} in {where} is missing: {error}"
 
     def _params(self) -> dict[str, str]:
         return {"fieldSelector": self._resource.field_selector} if self._resource.field_selector else {}
@@ -302,7 +350,7 @@ class Reflector(Generic[T]):
         self.synced.set()
 
     def _count(self, reason: str) -> None:
-        self._restarts.labels(self._resource.name, self._namespace, reason).inc()
+        self._restarts.labels(self._resource.label, self._namespace, reason).inc()
 
 
 class _ListMetadata(msgspec.Struct, frozen=True):

@@ -3,8 +3,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from extproc.policy.types import Endpoint, Pool, Rewrites, Snapshot
 
@@ -35,6 +35,38 @@ class SnapshotStore:
             return
         self._current = Snapshot(current.generation + 1, tuple(frozen), frozen, rewrites, former=current.memo)
         self._on_change(self._current)
+
+
+def changes(before: Snapshot, after: Snapshot) -> dict[str, Any]:
+    """What is another in `after`: pools by name, endpoints by pool, name and destination, the latter's `generation`."""
+    old, new = _places(before), _places(after)
+
+    def shown(keys: Iterable[_Place]) -> list[dict[str, str]]:
+        return [{"pool": pool, "name": name, "destination": destination} for pool, name, destination in sorted(keys)]
+
+    return {
+        "generation": after.generation,
+        "pools": {
+            "added": sorted({str(pool) for pool in after.pools} - {str(pool) for pool in before.pools}),
+            "removed": sorted({str(pool) for pool in before.pools} - {str(pool) for pool in after.pools}),
+        },
+        "endpoints": {
+            "added": shown(new.keys() - old.keys()),
+            "removed": shown(old.keys() - new.keys()),
+            "changed": shown(key for key in new.keys() & old.keys() if new[key] != old[key]),
+        },
+    }
+
+
+_Place = tuple[str, str, str]
+
+
+def _places(snapshot: Snapshot) -> dict[_Place, Endpoint]:
+    return {
+        (str(pool), endpoint.name, endpoint.destination): endpoint
+        for pool, endpoints in snapshot.endpoints.items()
+        for endpoint in endpoints
+    }
 
 
 class Coalescer:

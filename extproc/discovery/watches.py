@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that is followed at an API server: which resources, in which namespaces, and whether they are synced yet."""
 
-from collections.abc import Callable, Coroutine
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from extproc.discovery import routingmap
 from extproc.discovery.cluster import Cluster
 from extproc.discovery.configmap import PolicyMap
 from extproc.discovery.kubernetes import KubernetesApi
 from extproc.discovery.objects import PODS, POOLS, REWRITES, InferencePool, Resource, config_map
 from extproc.discovery.reflector import Reflector
+from extproc.discovery.routingmap import ConfigMapRouting
 from extproc.observability.logs import Logger
 from extproc.observability.metrics import Metrics
 from extproc.policy.types import Pool
@@ -17,6 +20,10 @@ from extproc.settings import ALL_NAMESPACES
 
 ONE_POOL = "endpoints"
 """The name of the pool that a selector makes, if it is given none."""
+PATIENCE: Final = 10.0
+"""Seconds that a resource has to be listed anew."""
+
+OnLoad = Callable[[PolicyMap, str | None], None]
 
 
 class Watches:
@@ -25,6 +32,7 @@ class Watches:
     def __init__(self, kubeconfig: Path | None, metrics: Metrics, logger: Logger) -> None:
         """Nothing is followed yet; how the API server is reached is KubernetesApi's to find out."""
         self.policy: PolicyMap | None = None
+        self.routing: PolicyMap | None = None
         self._api = KubernetesApi(kubeconfig)
         self._metrics = metrics
         self._logger = logger
@@ -73,40 +81,77 @@ class Watches:
             self._follow("pods", PODS, namespace, cluster.pod_changed)
         return cluster
 
-    def follow_policy(
-        self, config_map_name: str, apply: Callable[[bytes], None], on_load: Callable[[PolicyMap, str | None], None]
-    ) -> None:
+    def follow_policy(self, config_map_name: str, apply: Callable[[bytes], None], on_load: OnLoad) -> None:
         """The policy in the ConfigMap `[namespace/]name`; see PolicyMap."""
         *namespace, name = config_map_name.split("/")
         where = namespace[0] if namespace else self.namespace
         self.policy = PolicyMap(self._api, where, name, apply, on_load, self._logger)
         self._follow("policy", config_map(name), where, self.policy.changed)
 
+    def follow_routing(self, namespace: str, apply: Callable[[bytes], None], on_load: OnLoad) -> ConfigMapRouting:
+        """The routing entries in the ConfigMap `owned-by-routing`, and the store that writes them there.
+
+        An empty namespace is that of the policy's ConfigMap, if that is followed, else our own. If it does not exist, or
+        our Role is older than it, there are no entries.
+        """
+        where = namespace or (self.policy.namespace if self.policy else self.namespace)
+        name, key = routingmap.NAME, routingmap.KEY
+        self.routing = PolicyMap(self._api, where, name, apply, on_load, self._logger, key=key, optional=True)
+        # In metrics it must not be taken for the policy's.
+        resource = config_map(name, optional=True, alias=f"configmaps/{name}")
+        self._follow("routing", resource, where, self.routing.changed)
+        return ConfigMapRouting(self._api, where)
+
     async def synced(self, name: str) -> None:
-        """Wait until the first answer about `name` is complete: in every namespace, and for the policy a good one."""
-        for reflector in self._reflectors[name].values():
+        """Wait until the first answer about `name` is complete: in every namespace, and for a document a good one."""
+        reflectors = self._reflectors[name].values()
+        for reflector in reflectors:
             await reflector.synced.wait()
-        if name == "policy" and self.policy is not None:
-            if not any(reflector.objects for reflector in self._reflectors[name].values()):
-                self.policy.absent()
-            await self.policy.loaded.wait()
+        if one := self._documents.get(name):
+            if not any(reflector.objects for reflector in reflectors):
+                one.absent()
+            await one.loaded.wait()
+
+    async def relist(self) -> dict[str, str]:
+        """List everything anew, now; what could not be listed and applied, as `name/namespace` (`*`: all), and why."""
+
+        async def error(reflector: Reflector[Any]) -> str | None:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    return await reflector.relist()
+            except TimeoutError:
+                return f"not listed within {PATIENCE:g} s"
+
+        found = {f"{name}/{namespace}": reflector for name, namespace, reflector in self._all()}
+        errors = await asyncio.gather(*map(error, found.values()))
+        return {name: error for name, error in zip(found, errors, strict=True) if error is not None}
 
     def jobs(self) -> list[Coroutine[Any, Any, None]]:
         """What is to run for ever."""
-        return [reflector.run() for reflectors in self._reflectors.values() for reflector in reflectors.values()]
+        return [reflector.run() for _, _, reflector in self._all()]
 
     def status(self) -> dict[str, Any]:
         """For people: each reflector by resource and namespace (`*`: all)."""
-        found: dict[str, Any] = {
-            name: {namespace or ALL_NAMESPACES: reflector.status() for namespace, reflector in reflectors.items()}
-            for name, reflectors in self._reflectors.items()
-        }
-        if self.policy is not None:
-            (watch,) = found["policy"].values()
-            # Of a ConfigMap that could not be asked for nothing is known: the reason is the watch's.
-            error = self.policy.error if watch["synced"] else watch["error"] or self.policy.error
-            found["policy"] = {"configmap": str(self.policy), "error": error, "watch": watch}
+        found: dict[str, Any] = {}
+        for name, namespace, reflector in self._all():
+            found.setdefault(name, {})[namespace] = reflector.status()
+        for name, one in self._documents.items():
+            (watch,) = found[name].values()
+            # Of a ConfigMap that was never listed nothing is known: the reason is the watch's.
+            listed = watch["synced"] and watch["age_seconds"] is not None
+            error = one.error if listed else watch["error"] or one.error
+            found[name] = {"configmap": str(one), "error": error, "watch": watch}
         return found
+
+    @property
+    def _documents(self) -> dict[str, PolicyMap]:
+        return {name: one for name, one in (("policy", self.policy), ("routing", self.routing)) if one is not None}
+
+    def _all(self) -> Iterator[tuple[str, str, Reflector[Any]]]:
+        """Each reflector, what it is called and its namespace as people write it."""
+        for name, reflectors in self._reflectors.items():
+            for namespace, reflector in reflectors.items():
+                yield name, namespace or ALL_NAMESPACES, reflector
 
     def _spelt(self, namespaces: tuple[str, ...]) -> tuple[str, ...]:
         """Namespaces as the API's paths have them: "" for all."""

@@ -11,23 +11,28 @@ from extproc.policy.types import Answer, InferenceRequest, ModelEntry, Reason, R
 
 def error(refusal: Reject, request: InferenceRequest) -> bytes:
     """The refusal as an OpenAI error."""
-    fault = {
-        "message": refusal.message,
-        "type": "invalid_request_error" if refusal.status < 500 else "service_unavailable",  # noqa: PLR2004
-        "param": refusal.param or None,
-        "code": refusal.reason.replace("-", "_"),
-    }
+    document = error_document(refusal.status, refusal.reason.replace("-", "_"), refusal.message, refusal.param)
     headers = [(names.REASON, refusal.reason.value)]
     if refusal.status == 503:  # noqa: PLR2004
         headers.append((names.RETRY_AFTER, "1"))
-    return _answer(refusal.status, {"error": fault}, refusal.reason, headers, request)
+    return _answer(refusal.status, document, refusal.reason, headers, request)
 
 
 def model_list(answer: Answer, request: InferenceRequest) -> bytes:
     """The models, or the one model, that were asked for."""
+    return _answer(200, models_document(answer), answer.reason, [], request)
+
+
+def error_document(status: int, code: str, message: str, param: str = "") -> dict[str, object]:
+    """An error as OpenAI clients expect it; `param` is the field at fault ("" if there is none)."""
+    kind = "invalid_request_error" if status < 500 else "service_unavailable"  # noqa: PLR2004
+    return {"error": {"message": message, "type": kind, "param": param or None, "code": code}}
+
+
+def models_document(answer: Answer) -> dict[str, object]:
+    """The list, or the one model, as OpenAI clients expect it."""
     entries = [_entry(entry) for entry in answer.models]
-    document = entries[0] if answer.single else {"object": "list", "data": entries}
-    return _answer(200, document, answer.reason, [], request)
+    return entries[0] if answer.single else {"object": "list", "data": entries}
 
 
 def _entry(entry: ModelEntry) -> dict[str, object]:

@@ -12,6 +12,7 @@ from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.replies import Replies
 from extproc.envoy.session import Session
 from extproc.policy.config import PolicyConfig
+from extproc.policy.pick import NO_LOADS, Loads
 from extproc.policy.types import Answer, Reject, Restrict, Snapshot, Step
 
 
@@ -85,10 +86,12 @@ class Explanation(msgspec.Struct, frozen=True):
         return msgspec.json.encode(self).decode() + "\n"
 
 
-def explain(request: HttpRequest, binding: Binding, snapshot: Snapshot, policy: PolicyConfig) -> Explanation:
-    """Take the request through a session and say what it came to."""
+def explain(
+    request: HttpRequest, binding: Binding, snapshot: Snapshot, policy: PolicyConfig, loads: Loads = NO_LOADS
+) -> Explanation:
+    """Take the request through a session and say what it came to; `loads` are the engines' figures, if there are any."""
     replies = Replies(snapshot, policy)
-    session = Session(binding, lambda: replies, lambda: 0)
+    session = Session(binding, lambda: replies, lambda: 0, lambda: loads)
     sent = session.receive(_head(request))
     if not session.done:
         sent += session.receive(_body(request, binding))

@@ -81,6 +81,8 @@ class DecisionLog:
 
 
 _HELD = 0.01
+_AGAIN = 60.0
+"""Seconds for which a library's words are not repeated."""
 _OWN = ("ts", "level", "msg")
 
 
@@ -106,3 +108,43 @@ def make_logger(form: str, level: str, stream: BinaryIO | None = None) -> Logger
     wrapper = structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])
     bound: Logger = structlog.wrap_logger(sink, processors=chain, wrapper_class=wrapper, cache_logger_on_first_use=True)
     return bound
+
+
+class Relay(logging.Handler):
+    """What a library says with `logging`, as lines of ours: no tracebacks, and nothing again before a minute has passed."""
+
+    def __init__(
+        self,
+        logger: Logger,
+        library: str = "",
+        called: str = "",
+        words: Callable[[logging.LogRecord], str] = logging.LogRecord.getMessage,
+    ) -> None:
+        """`library` is the name that it logs under, "" for all that have no relay of their own.
+
+        `called` is what it is called in our lines ("": as it calls itself), `words` gives the text of one.
+        """
+        super().__init__(logging.WARNING)
+        self._to = logger
+        self._theirs = logging.getLogger(library)
+        self._called = called
+        self._words = words
+        self._said: dict[tuple[str, str], float] = {}
+
+    def attach(self) -> None:
+        """Take what it says."""
+        self._theirs.handlers, self._theirs.propagate = [self], False
+
+    def detach(self) -> None:
+        """Whatever it still says is for nobody."""
+        self._theirs.handlers = [logging.NullHandler()]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it, if it is news."""
+        now = time.monotonic()
+        key = (record.name, str(record.msg))
+        if now - self._said.get(key, -_AGAIN) < _AGAIN:
+            return
+        self._said[key] = now
+        error = {"error": str(record.exc_info[1])} if record.exc_info else {}
+        self._to.log(record.levelno, self._words(record), logger=self._called or record.name, **error)

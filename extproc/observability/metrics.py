@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `owned_by_*` metrics, in a registry of their own. No label takes a value that a client can choose."""
 
-from typing import Final
+from typing import Final, Literal
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from extproc import __version__
@@ -10,113 +11,148 @@ from extproc.policy.types import Snapshot
 
 _SECONDS: Final = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 _BYTES: Final = (1e3, 1e4, 1e5, 1e6, 1e7)
+_ONE: Final = "1"
+
+Exemplar = dict[str, str]
+"""The labels of an exemplar: of which trace a count is an example (`trace_id`, `span_id`)."""
+
+
+class Family(msgspec.Struct, frozen=True):
+    """A metric as the catalogue tells of it.
+
+    `name` and `type` are those that Prometheus sees, `_total` included; `bound` says what the number of its series in one
+    process is, or what it is a product of.
+    """
+
+    name: str
+    type: Literal["counter", "gauge", "histogram", "info"]
+    labels: tuple[str, ...]
+    bound: str
+    meaning: str
 
 
 class Metrics:
-    """Everything that is counted, made once per process and handed on."""
+    """Everything that is counted, made once per process and handed on; `catalogue` tells of each."""
 
     def __init__(self) -> None:
         """All counters at nought."""
-        self.registry = registry = CollectorRegistry()
-        labels = ("attachment", "decision", "reason", "owner")
-        self._decisions = Counter("owned_by_decisions", "Decisions, by what they were.", labels, registry=registry)
+        self.registry = CollectorRegistry()
+        self._families: list[Family] = []
+        self._decisions = self._counter(
+            "owned_by_decisions_total",
+            "Decisions, by what they were.",
+            ("attachment", "decision", "reason", "owner"),
+            "attachments x decisions x reasons x owners that endpoints have",
+        )
         self._children: dict[tuple[str, str, str, str], Counter] = {}
-        self.decision_duration = Histogram(
+        self.decision_duration = self._histogram(
             "owned_by_decision_duration_seconds",
             "Work of this process for a stream until it is decided, waiting for Envoy left out.",
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
         )
-        self.request_body = Histogram(
-            "owned_by_request_body_bytes", "Body bytes read to decide.", buckets=_BYTES, registry=registry
+        self.request_body = self._histogram("owned_by_request_body_bytes", "Body bytes read to decide.", _BYTES)
+        self.streams = self._gauge("owned_by_streams_in_flight", "Open ext_proc streams.")
+        self.stream_errors = self._counter(
+            "owned_by_stream_errors_total", "Streams aborted by us, by cause.", ("cause",), "2: protocol, internal"
         )
-        self.streams = Gauge("owned_by_streams_in_flight", "Open ext_proc streams.", registry=registry)
-        self.stream_errors = Counter(
-            "owned_by_stream_errors", "Streams aborted by us, by cause.", ("cause",), registry=registry
-        )
-        self.undecided = Counter(
-            "owned_by_undecided_streams",
+        for cause in ("protocol", "internal"):
+            self.stream_errors.labels(cause)  # shown from the start: an increase from nothing is no increase
+        self.undecided = self._counter(
+            "owned_by_undecided_streams_total",
             "Streams that ended before they were decided: the client left, or the gateway did not send what was asked for.",
-            registry=registry,
         )
-        self.truncated = Counter(
-            "owned_by_truncated_bodies", "Bodies of which only a prefix was seen.", registry=registry
+        self.truncated = self._counter("owned_by_truncated_bodies_total", "Bodies of which only a prefix was seen.")
+        self.mismatches = self._counter(
+            "owned_by_model_mismatches_total", "Bodies whose model differs from the gateway's header."
         )
-        self.mismatches = Counter(
-            "owned_by_model_mismatches", "Bodies whose model differs from the gateway's header.", registry=registry
-        )
-        self.long_hints = Counter(
-            "owned_by_long_hints", "Replies whose hint has more than 200 entries.", registry=registry
-        )
-        self.picks = Counter(
-            "owned_by_epp_picks",
+        self.long_hints = self._counter("owned_by_long_hints_total", "Replies whose hint has more than 200 entries.")
+        self.picks = self._counter(
+            "owned_by_epp_picks_total",
             "What became of the EPP's picks behind it: kept, narrowed, rewritten, or none made (epp-bypassed).",
             ("outcome",),
-            registry=registry,
+            "4: the outcomes",
         )
-        self.picks_outside_hint = Counter(
-            "owned_by_epp_picks_outside_hint", "Picks of an endpoint that the hint did not have.", registry=registry
+        self.picks_outside_hint = self._counter(
+            "owned_by_epp_picks_outside_hint_total", "Picks of an endpoint that the hint did not have."
         )
-        self.served = Counter(
-            "owned_by_served",
-            "Who served, where Envoy tells the picker: the first of its destinations, a later one, or another.",
+        self.served = self._counter(
+            "owned_by_served_total",
+            "Who served, where Envoy tells the picker: the first of its destinations, a later one (next), or another.",
             ("endpoint",),
-            registry=registry,
+            "3: first, next, other",
         )
-        self.endpoints = Gauge("owned_by_endpoints", "Endpoints of the snapshot.", ("pool", "ready"), registry=registry)
-        self.generation = Gauge("owned_by_snapshot_generation", "Grows with each snapshot.", registry=registry)
-        self.reload_successful = Gauge(
-            "owned_by_config_last_reload_successful", "1 if the last load worked.", ("source",), registry=registry
+        self.endpoints = self._gauge("owned_by_endpoints", "Endpoints of the snapshot.", ("pool", "ready"), "pools x 2")
+        self.generation = self._gauge("owned_by_snapshot_generation", "Grows with each snapshot.")
+        self.reload_successful = self._gauge(
+            "owned_by_config_last_reload_successful",
+            "1 if the last load worked.",
+            ("source",),
+            "sources: policy, endpoints",
         )
-        self.reload_timestamp = Gauge(
+        self.reload_timestamp = self._gauge(
             "owned_by_config_last_reload_success_timestamp_seconds",
             "When the last load that worked was.",
             ("source",),
-            registry=registry,
+            "sources: policy, endpoints",
         )
-        self.watch_restarts = Counter(
-            "owned_by_watch_restarts",
+        self.watch_restarts = self._counter(
+            "owned_by_watch_restarts_total",
             "Lists and watches begun anew, by cause.",
             ("resource", "namespace", "reason"),
-            registry=registry,
+            "watched resources x namespaces x causes (8)",
         )
-        self.watch_last_event = Gauge(
+        self.watch_last_event = self._gauge(
             "owned_by_watch_last_event_timestamp_seconds",
             "When the API server last told of a change.",
             ("resource", "namespace"),
-            registry=registry,
+            "watched resources x namespaces",
         )
-        self.watch_staleness = Gauge(
+        self.watch_staleness = self._gauge(
             "owned_by_watch_staleness_seconds",
             "How long ago the API server last said anything, a bookmark too.",
             ("resource", "namespace"),
-            registry=registry,
+            "watched resources x namespaces",
         )
-        self.unreadable_objects = Counter(
-            "owned_by_unreadable_objects",
+        self.unreadable_objects = self._counter(
+            "owned_by_unreadable_objects_total",
             "Objects of the API server that could not be read and were left out.",
             ("resource",),
-            registry=registry,
+            "watched resources",
         )
-        self.probes = Counter("owned_by_probes", "Requests for an endpoint's models.", ("result",), registry=registry)
-        self.scrapes = Counter(
-            "owned_by_load_scrapes", "Requests for an endpoint's load figures.", ("result",), registry=registry
+        self.probes = self._counter(
+            "owned_by_probes_total", "Requests for an endpoint's models.", ("result",), "2: ok, failed"
         )
-        self.fresh_loads = Gauge(
-            "owned_by_load_fresh_endpoints", "Endpoints whose load figures are fresh.", registry=registry
+        self.scrapes = self._counter(
+            "owned_by_load_scrapes_total", "Requests for an endpoint's load figures.", ("result",), "2: ok, failed"
         )
-        self.disagreements = Gauge(
-            "owned_by_engine_disagreements", "Endpoints whose label and own answer name two engines.", registry=registry
+        self.fresh_loads = self._gauge("owned_by_load_fresh_endpoints", "Endpoints whose load figures are fresh.")
+        self.disagreements = self._gauge(
+            "owned_by_engine_disagreements", "Endpoints whose label and own answer name two engines."
         )
-        Info("owned_by_build", "The running version.", registry=registry).info({"version": __version__})
+        self.spans = self._counter(
+            "owned_by_spans_total",
+            "Spans handed to the collector of traces (sent), and those that it did not take (failed).",
+            ("result",),
+            "2: sent, failed",
+        )
+        build = Family("owned_by_build_info", "info", ("version",), _ONE, "The running version.")
+        self._families.append(build)
+        Info("owned_by_build", build.meaning, registry=self.registry).info({"version": __version__})
 
-    def decided(self, attachment: str, decision: str, reason: str, owner: str) -> None:
+    @property
+    def catalogue(self) -> tuple[Family, ...]:
+        """Every metric that there is, in the order in which `/metrics` shows them."""
+        return tuple(self._families)
+
+    def decided(
+        self, attachment: str, decision: str, reason: str, owner: str, exemplar: Exemplar | None = None
+    ) -> None:
         """Count one decision; `owner` is one that endpoints have, never a text of the client's."""
         key = (attachment, decision, reason, owner)
         child = self._children.get(key)
         if child is None:
             child = self._children[key] = self._decisions.labels(*key)
-        child.inc()
+        child.inc(1, exemplar)
 
     def show(self, snapshot: Snapshot) -> None:
         """Describe a new snapshot."""
@@ -127,3 +163,16 @@ class Metrics:
             ready = sum([endpoint.ready for endpoint in members])
             self.endpoints.labels(str(pool), "true").set(ready)
             self.endpoints.labels(str(pool), "false").set(len(members) - ready)
+
+    def _counter(self, name: str, meaning: str, labels: tuple[str, ...] = (), bound: str = _ONE) -> Counter:
+        self._families.append(Family(name, "counter", labels, bound, meaning))
+        return Counter(name, meaning, labels, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str, labels: tuple[str, ...] = (), bound: str = _ONE) -> Gauge:
+        self._families.append(Family(name, "gauge", labels, bound, meaning))
+        return Gauge(name, meaning, labels, registry=self.registry)
+
+    def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
+        # The library adds a bucket for everything (+Inf); sum and count are two more series.
+        self._families.append(Family(name, "histogram", (), f"{len(buckets) + 3}: its buckets, sum and count", meaning))
+        return Histogram(name, meaning, buckets=buckets, registry=self.registry)

@@ -6,9 +6,11 @@ Deciding then costs a few dictionary look-ups, however many endpoints there are.
 
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 from extproc.policy.config import OWNER, PolicyConfig, Route
+from extproc.policy.rules import allowed, route_of, rules_of
 from extproc.policy.types import ANY, Endpoint, Model, ModelEntry, Pool, Snapshot
 
 Models = tuple[str, ...]
@@ -111,6 +113,11 @@ class Candidates:
         """Whether some endpoint, ready or not, is of this owner; `*` always."""
         return owner in self._owners
 
+    @property
+    def census(self) -> tuple[tuple[str, frozenset[str] | None, int, int], ...]:
+        """Owner and models (None: unknown) that some endpoints have in common, how many there are, how many of them ready."""
+        return tuple((each.owner, each.ids, each.known, len(each.ready)) for each in self._alike)
+
     @cached_property
     def engines(self) -> dict[str, frozenset[str]]:
         """Whose an address is, ready or not: the owners of its endpoints."""
@@ -132,17 +139,29 @@ class Candidates:
 
     @cached_property
     def catalogue(self) -> tuple[ModelEntry, ...]:
-        """The models of the ready endpoints, one entry per model and owner, in that order."""
+        """What a client may ask for and would get: one entry per model and owner, in that order.
+
+        That is the models of the ready endpoints under the owner of each, without those that the policy does not allow;
+        where a routing entry says who a model's owner is, it is those endpoints.
+        """
         entries: dict[tuple[str, str], ModelEntry] = {}
         for each in self._alike:
-            lists = [models_of(endpoint, self._policy) or () for endpoint in each.ready]
-            for model in (model for models in {id(models): models for models in lists}.values() for model in models):
-                key = (model.id, each.owner)
-                entry = entries.get(key, ModelEntry(*key))
-                entries[key] = ModelEntry(
-                    *key, _least(entry.created, model.created), _least(entry.max_model_len, model.max_model_len)
-                )
-        return tuple(entries[key] for key in sorted(entries))
+            for model in self._models(each):
+                if route_of(self._policy, (model.id,), each.owner) is None:
+                    _enter(entries, model, each.owner)
+        for route in self._policy.routing:
+            for each in self._routed(route):
+                for model in self._models(each):
+                    if model.id == route.model:
+                        _enter(entries, model, self._policy.normal(route.owned_by))
+        return tuple(
+            entries[model, owner] for model, owner in sorted(entries) if allowed(owner, rules_of(self._policy, model))
+        )
+
+    def _models(self, alike: _Alike) -> Iterable[Model]:
+        """What the ready ones of these endpoints serve; the same list once."""
+        lists = [models_of(endpoint, self._policy) or () for endpoint in alike.ready]
+        return chain.from_iterable({id(models): models for models in lists}.values())
 
 
 def candidates(snapshot: Snapshot, policy: PolicyConfig, pool: Pool | None, *, decoding: bool) -> Candidates:
@@ -203,6 +222,15 @@ def models_of(endpoint: Endpoint, policy: PolicyConfig) -> tuple[Model, ...] | N
         return endpoint.models
     named = tuple(Model(label) for key in policy.match.model_labels if (label := endpoint.labels.get(key)))
     return named or None
+
+
+def _enter(entries: dict[tuple[str, str], ModelEntry], model: Model, owner: str) -> None:
+    """Enter a model, or what it adds to the entry that there is: the least that all its endpoints promise."""
+    key = (model.id, owner)
+    entry = entries.get(key, ModelEntry(*key))
+    entries[key] = ModelEntry(
+        *key, _least(entry.created, model.created), _least(entry.max_model_len, model.max_model_len)
+    )
 
 
 def _ids(models: tuple[Model, ...] | None) -> frozenset[str] | None:

@@ -162,7 +162,7 @@ class ModelRule(_Part, frozen=True):
     when_truncated: Annotated[PassOrRefuse | None, _about("`whenTruncated` for this model.")] = None
 
 
-class Expression(_Part, frozen=True):
+class Expression(_Part, frozen=True, omit_defaults=True):
     """A condition on one label: its value is one of these or none of them, or it is there or not."""
 
     key: Annotated[str, Meta(min_length=1, max_length=317), _about("The label's name.")]
@@ -185,7 +185,7 @@ class Expression(_Part, frozen=True):
                 return self.key not in labels
 
 
-class Selector(_Part, frozen=True):
+class Selector(_Part, frozen=True, omit_defaults=True):
     """A Kubernetes label selector: all of it must be met."""
 
     match_labels: Annotated[dict[str, str], _about("Labels that an endpoint must have, with these values.")] = {}

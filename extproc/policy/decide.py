@@ -194,8 +194,9 @@ def _models(
     path = request.path.rstrip("/")
     entries = found.catalogue
     if request.owners and ANY not in request.owners:
-        if any(found.knows(owner) for owner in request.owners) or isinstance(policy.when_unknown, Pass):
-            known = [owner for owner in request.owners if found.knows(owner)]
+        routed = {policy.normal(route.owned_by) for route in policy.routing}
+        known = [owner for owner in request.owners if found.knows(owner) or owner in routed]
+        if known or isinstance(policy.when_unknown, Pass):
             entries = tuple(e for e in entries if not known or e.owned_by in known)
         else:
             message = f"no endpoint is {' or '.join(f'`{owner}`' for owner in request.owners)}"

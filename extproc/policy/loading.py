@@ -91,12 +91,17 @@ def _names(policy: PolicyConfig, place: str, owners: tuple[str, ...], *, ordered
 
 def misrouted(policy: PolicyConfig) -> Iterator[Mistake]:
     """What the types cannot say of the routing entries."""
+    seen: dict[tuple[str, str], int] = {}
     for number, route in enumerate(policy.routing):
-        yield from _route(policy, number, route)
+        place = f"$.routing[{number}]"
+        yield from _route(policy, place, route)
+        earlier = seen.setdefault((route.model, policy.normal(route.owned_by)), number)
+        if earlier != number:
+            yield place, f"the same model and owner as in routing[{earlier}]"
 
 
-def _route(policy: PolicyConfig, number: int, route: Route) -> Iterator[Mistake]:
-    place, selector = f"$.routing[{number}]", route.selector
+def _route(policy: PolicyConfig, place: str, route: Route) -> Iterator[Mistake]:
+    selector = route.selector
     yield from _names(policy, f"{place}.owned_by", (route.owned_by,))
     if not selector.match_labels and not selector.match_expressions:
         yield f"{place}.selector", "an empty selector would mean every endpoint"
@@ -104,9 +109,6 @@ def _route(policy: PolicyConfig, number: int, route: Route) -> Iterator[Mistake]
         if bool(expression.values) != (expression.operator in ("In", "NotIn")):
             wanted = "takes no values" if expression.values else "needs values"
             yield f"{place}.selector.matchExpressions[{index}]", f"`{expression.operator}` {wanted}"
-    for earlier, other in enumerate(policy.routing[:number]):
-        if other.model == route.model and policy.normal(other.owned_by) == policy.normal(route.owned_by):
-            yield place, f"the same model and owner as in routing[{earlier}]"
 
 
 def _promote(policy: PolicyConfig) -> Iterator[Mistake]:

@@ -12,10 +12,12 @@ import msgspec
 import yaml
 
 from extproc.policy.config import PolicyConfig, Route, default_policy
-from extproc.policy.document import Document
+from extproc.policy.document import Document, DocumentError
 from extproc.policy.loading import misrouted
 
 Routes = tuple[Route, ...]
+
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
@@ -32,13 +34,14 @@ class Routing(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """Why the store did not do it, in words for an operator; nothing was changed.
+    """Why the store did not do it, in words for an operator; nothing was changed, unless they say that this is not known.
 
     `conflict`: it is not at the version that was meant, or others kept changing it. `read_only`: we may not write there.
     `unreadable`: what is stored is no routing document, and would be lost. `unavailable`: it cannot be reached now.
+    `invalid`: what was to be stored is no routing document. `too_large`: it is more than can be stored there.
     """
 
-    code: Literal["conflict", "read_only", "unreadable", "unavailable"]
+    code: Literal["conflict", "read_only", "unreadable", "unavailable", "invalid", "too_large"]
     message: str
 
 
@@ -73,13 +76,13 @@ def parse_routing(text: bytes) -> Routes:
 def routing_document(routes: Routes) -> str:
     """The document that `parse_routing` reads."""
     stored = {"apiVersion": "owned-by/v1alpha1", "kind": "OwnedByRouting", "routing": [*map(plain, routes)]}
-    return yaml.safe_dump(stored, sort_keys=False, width=1_000_000)
+    text: str = yaml.dump(stored, Dumper=_Dumper, sort_keys=False, width=1_000_000)
+    return text
 
 
 def plain(route: Route) -> dict[str, Any]:
     """An entry as it is written and shown: what the selector does not say is left out."""
-    found: dict[str, Any] = msgspec.to_builtins(route, builtin_types=())
-    found["selector"] = {key: value for key, value in found["selector"].items() if value}
+    found: dict[str, Any] = msgspec.to_builtins(route)
     return found
 
 
@@ -89,6 +92,19 @@ def with_routes(policy: PolicyConfig, routes: Routes) -> PolicyConfig:
         return policy
     found = {(route.model, policy.normal(route.owned_by)): route for route in (*policy.routing, *routes)}
     return msgspec.structs.replace(policy, routing=tuple(found.values()))
+
+
+def edited(routes: Routes, edit: Edit) -> str | Refused | None:
+    """The document to store after an edit, None if it left the entries as they were; Refused if nobody could read it."""
+    after = edit(routes)
+    if [*map(plain, after)] == [*map(plain, routes)]:
+        return None
+    text = routing_document(after)
+    try:
+        parse_routing(text.encode())
+    except DocumentError as error:
+        return Refused("invalid", f"the entries would be refused: {error}")
+    return text
 
 
 def put(route: Route) -> Edit:

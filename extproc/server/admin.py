@@ -1,107 +1,140 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP ports: `/metrics` for Prometheus, and the admin pages for people and probes. Read-only.
+"""The admin port: probes, what this process knows and does, and what an operator can change while it runs."""
 
-The admin pages name pods and policy, so a page of another site must not reach them through an operator's browser: the
-Host must be one of ours, and a request that a browser calls cross-site is refused. Probes are exempt: they show nothing.
-"""
-
-import contextlib
-import socket
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, NamedTuple
 
 import msgspec
-import uvicorn
-from prometheus_client import CollectorRegistry, make_asgi_app
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import BaseRoute, Route
 
-PROBES: Final = ("/healthz", "/readyz")
+from extproc.envoy.answers import models_document
+from extproc.envoy.binding import Binding, ProtocolError, parse_pool
+from extproc.envoy.explain import HttpRequest, explain
+from extproc.policy.config import PolicyConfig
+from extproc.policy.decide import decide
+from extproc.policy.pick import Loads
+from extproc.policy.routing import RoutingStore
+from extproc.policy.types import Answer, InferenceRequest, Pool, Reject, Scope, Snapshot
+from extproc.server.answers import HANDLERS, Mistake, as_json
+from extproc.server.openapi import document
+from extproc.server.requests import OWNERS, Explain, body_of, decoded, parameters
+from extproc.server.routing import PATH as ROUTING
+from extproc.server.routing import RoutingApi
+
+_MODELS: Final = "/v1/models"
 Page = Callable[[], object]
 
 
-def admin_app(ready: Callable[[], bool], pages: dict[str, Page], address: str) -> ASGIApp:
-    """`/healthz`, `/readyz`, and each of `pages` (path -> a function of its content) as JSON."""
+class Sources(NamedTuple):
+    """What the admin port shows and changes. `pages` are the content of the JSON pages, by their paths.
 
-    def page(content: Page) -> Callable[[Request], Response]:
-        def respond(_request: Request) -> Response:
-            body = msgspec.json.format(msgspec.json.encode(content(), enc_hook=str, order="sorted"))
-            return Response(body + b"\n", media_type="application/json")
+    `binding` is what the flags say of a stream that says nothing; `read_only` why the routing cannot be changed, "" if it
+    can; `discover` looks at everything again and says what changed.
+    """
 
-        return respond
+    ready: Callable[[], bool]
+    pages: Mapping[str, Page]
+    snapshot: Callable[[], Snapshot]
+    policy: Callable[[], PolicyConfig]
+    loads: Callable[[], Loads]
+    binding: Binding
+    discover: Callable[[], Awaitable[object]]
+    routing: RoutingStore | None
+    read_only: str
 
-    def healthz(_request: Request) -> Response:
+
+def admin_app(sources: Sources, more: Sequence[BaseRoute] = ()) -> Starlette:
+    """The application; `more` are routes beside its own. Who may ask is Access's business."""
+    pages = _Pages(sources)
+    routing = RoutingApi(sources.routing, sources.read_only, sources.snapshot, sources.policy)
+    routes = [
+        Route("/healthz", pages.healthz),
+        Route("/readyz", pages.readyz),
+        *(Route(path, _page(content)) for path, content in sources.pages.items()),
+        Route(_MODELS, pages.models),
+        Route(_MODELS + "/{model:path}", pages.models),
+        Route("/explain", pages.explain, methods=["POST"]),
+        Route("/admin/discover", pages.discover, methods=["POST"]),
+        Route(ROUTING, routing.answer, methods=["GET", "POST", "DELETE"]),
+        Route("/openapi.json", _page(document)),
+        *more,
+    ]
+    return Starlette(routes=routes, exception_handlers=HANDLERS)
+
+
+class _Pages:
+    """The handlers that look at what the process knows."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def healthz(self, _request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
-    def readyz(_request: Request) -> Response:
-        return PlainTextResponse("ok\n") if ready() else PlainTextResponse("not ready\n", status_code=503)
+    def readyz(self, _request: Request) -> Response:
+        return PlainTextResponse("ok\n") if self._sources.ready() else PlainTextResponse("not ready\n", 503)
 
-    routes = [Route("/healthz", healthz), Route("/readyz", readyz)]
-    routes += [Route(path, page(content)) for path, content in pages.items()]
-    return _SameSite(Starlette(routes=routes), address)
+    def models(self, request: Request) -> Response:
+        """What the data plane lists, of one pool or of all as one."""
+        snapshot, policy = self._sources.snapshot(), self._sources.policy()
+        given = parameters(request, optional=("owned_by", "pool"))
+        pool = _pool(given["pool"]) if "pool" in given else None
+        if pool and pool not in snapshot.endpoints:
+            raise Mistake(f"there is no pool `{pool}`", "pool", status=404, code="pool_unknown")
+        owners = _owners(given["owned_by"], policy) if "owned_by" in given else ()
+        path = request.scope["raw_path"].decode("latin-1")
+        decision = decide(InferenceRequest(Scope(pool, union=True), "GET", path, owners, "owned_by"), snapshot, policy)
+        if isinstance(decision, Reject):
+            code = decision.reason.replace("-", "_")
+            raise Mistake(decision.message, decision.param, status=decision.status, code=code)
+        if isinstance(decision, Answer):
+            return as_json(models_document(decision))
+        if path.rstrip("/") != _MODELS:
+            raise Mistake("no endpoint's models are known", "model", status=404, code="model_not_found")
+        return as_json(models_document(Answer(())))
 
+    async def explain(self, request: Request) -> Response:
+        """Where a request would go and why, by the present snapshot and policy."""
+        asked = await decoded(request, Explain)
+        headers = tuple((name.lower(), value) for name, value in asked.headers.items())
+        body = asked.body.encode() if isinstance(asked.body, str) else msgspec.json.encode(asked.body)
+        binding = self._sources.binding
+        binding = msgspec.structs.replace(
+            binding,
+            attachment=asked.attachment or binding.attachment,
+            pool=_pool(asked.pool) if asked.pool is not None else binding.pool,
+            body=asked.body_mode or binding.body,
+        )
+        http = HttpRequest(asked.method, asked.path, headers, body, asked.pick, asked.cluster)
+        sources = self._sources
+        return as_json(explain(http, binding, sources.snapshot(), sources.policy(), sources.loads()))
 
-def metrics_app(registry: CollectorRegistry) -> ASGIApp:
-    """`/metrics` in Prometheus' formats."""
-    # A mount answers the path without a slash behind it with a redirect, which a scraper or curl need not follow.
-    return Starlette(routes=[Route("/metrics", _Served(make_asgi_app(registry)))])
-
-
-class _Served:
-    """An ASGI application as a route takes it: a plain function would be taken for one that answers a Request."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._app(scope, receive, send)
-
-
-class _SameSite:
-    """Refuses a foreign Host (DNS rebinding) and what a browser says comes from another site."""
-
-    def __init__(self, app: ASGIApp, address: str) -> None:
-        self._app = app
-        self._hosts = {"localhost", "127.0.0.1", "[::1]", f"[{address}]" if ":" in address else address}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in PROBES:
-            headers = Headers(scope=scope)
-            host = headers.get("host", "")
-            name = host if host.endswith("]") else host.rpartition(":")[0] or host
-            if name.lower() not in self._hosts:
-                await _refused(f"the Host `{host[:100]}` is not this server's")(scope, receive, send)
-                return
-            if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-                await _refused("a request from another site is refused")(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-
-def _refused(message: str) -> Response:
-    body: dict[str, Any] = {"error": {"code": "forbidden", "message": message}}
-    return Response(msgspec.json.encode(body), status_code=403, media_type="application/json")
+    async def discover(self, request: Request) -> Response:
+        """Look at everything again, now, and say what changed."""
+        if (await body_of(request)).strip() not in (b"", b"{}"):
+            raise Mistake("nothing is to be said in the body")
+        return as_json(await self._sources.discover())
 
 
-class HttpServer(uvicorn.Server):
-    """A uvicorn server inside our loop: signals are the process's business, not its."""
+def _page(content: Page) -> Callable[[Request], Response]:
+    def respond(_request: Request) -> Response:
+        return as_json(content())
 
-    def __init__(self, app: ASGIApp, address: str, port: int) -> None:
-        """Bind now, so that a taken port is an error before anything is served. Raises OSError."""
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self.socket = socket.create_server((address, port), family=family)
-        self.port: int = self.socket.getsockname()[1]
+    return respond
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the process's handlers alone."""
-        yield
 
-    async def run_until_stopped(self) -> None:
-        """Serve until `should_exit` is set."""
-        await self.serve(sockets=[self.socket])
+def _owners(text: str, policy: PolicyConfig) -> tuple[str, ...]:
+    if not re.search(OWNERS, text):
+        raise Mistake("`owned_by` is not a list of at most 8 owners with commas between them", "owned_by")
+    return tuple(dict.fromkeys(map(policy.normal, text.split(","))))
+
+
+def _pool(text: str) -> Pool:
+    try:
+        return parse_pool(text)
+    except ProtocolError as error:
+        raise Mistake(f"`{text[:100]}` is not namespace/name", "pool") from error

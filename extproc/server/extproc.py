@@ -9,7 +9,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -23,6 +23,9 @@ from extproc.observability.metrics import Metrics
 from extproc.policy.config import PolicyConfig
 from extproc.policy.pick import Loads
 from extproc.policy.types import Restrict, Snapshot
+
+if TYPE_CHECKING:
+    from extproc.observability.tracing import Trace, Tracing
 
 LONG_HINT = 200
 """More entries than this in a hint are worth a word (design section 4): Envoy sends them with every message."""
@@ -51,8 +54,12 @@ class ExternalProcessor:
         decisions: Callable[[DecisionLine], None],
         metrics: Metrics,
         loads: Callable[[], Loads],
+        tracing: "Tracing | None" = None,
     ) -> None:
-        """`binding` is what the flags say of streams that do not say it themselves; `loads` the engines' figures."""
+        """`binding` is what the flags say of streams that do not say it themselves; `loads` the engines' figures.
+
+        `tracing` makes a span for each decision, None makes none.
+        """
         self.open_streams = 0
         self.longest_hint = 0
         self._binding = binding
@@ -62,6 +69,7 @@ class ExternalProcessor:
         self._log_decision = decisions
         self._metrics = metrics
         self._loads = loads
+        self._tracing = tracing
         self._replies = Replies(snapshot(), policy())
         self._rotation = itertools.count().__next__
         self._warned = -1
@@ -86,10 +94,11 @@ class ExternalProcessor:
     async def process(self, _requests: object, context: Context) -> bytes:
         """One stream, that is one HTTP request; the last answer is what it returns."""
         self.open_streams += 1
+        trace = self._tracing.begin(context.invocation_metadata() or ()) if self._tracing is not None else None
         try:
-            return await self._process(context)
+            return await self._process(context, trace)
         except ProtocolError as error:
-            self._metrics.stream_errors.labels("protocol").inc()
+            self._failed("protocol", trace)
             self._logger.warning("protocol error", error=str(error))
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except (asyncio.CancelledError, grpc.aio.AbortError):
@@ -97,22 +106,22 @@ class ExternalProcessor:
         except Exception:
             if context.cancelled() or context.done():
                 return _NOTHING
-            self._metrics.stream_errors.labels("internal").inc()
+            self._failed("internal", trace)
             self._logger.exception("internal error")
             await context.abort(grpc.StatusCode.INTERNAL, "internal error")
         finally:
             self.open_streams -= 1
 
-    async def _process(self, context: Context) -> bytes:
+    async def _process(self, context: Context, trace: "Trace | None") -> bytes:
         binding = self._binding.with_metadata(context.invocation_metadata() or ())
         session = Session(binding, self.world, self._rotation, self._loads)
         try:
-            return await self._converse(session, _Stream(context, session))
+            return await self._converse(session, _Stream(context, session), trace)
         finally:
             if session.begun and session.outcome is None:
                 self._metrics.undecided.inc()
 
-    async def _converse(self, session: Session, stream: "_Stream") -> bytes:
+    async def _converse(self, session: Session, stream: "_Stream", trace: "Trace | None") -> bytes:
         spent = 0.0
         told = False
         while (message := await stream.read()) is not grpc.aio.EOF:
@@ -123,7 +132,7 @@ class ExternalProcessor:
             await stream.write(replies, ends=last is not None)
             if not told and session.outcome is not None:
                 told = True
-                self._tell(session.outcome, spent)
+                self._tell(session.outcome, spent, trace)
             if session.served:
                 self._metrics.served.labels(_served(session)).inc()
                 session.served = ""
@@ -134,13 +143,30 @@ class ExternalProcessor:
                 await stream.write([last], ends=False)
         return _NOTHING
 
-    def _tell(self, outcome: Outcome, spent: float) -> None:
-        """Count and log a decision."""
+    def _failed(self, cause: str, trace: "Trace | None") -> None:
+        """Count and trace a stream that is aborted."""
+        self._metrics.stream_errors.labels(cause).inc()
+        if trace is not None:
+            trace.failed(cause)
+
+    def _tell(self, outcome: Outcome, spent: float, trace: "Trace | None") -> None:
+        """Count, trace and log a decision."""
         reply, request = outcome.reply, outcome.request
-        decision = type(reply.decision).__name__.lower()
-        attachment = outcome.attachment
-        self._metrics.decided(attachment, decision, reply.reason, reply.owner)
-        self._metrics.decision_duration.observe(spent)
+        line = DecisionLine(
+            request_id=outcome.request_id[:128],
+            attachment=outcome.attachment,
+            decision=type(reply.decision).__name__.lower(),
+            reason=reply.reason,
+            owner=reply.owner,
+            owners=request.owners,
+            model=request.model[:128],
+            endpoints=len(reply.decision.endpoints) if isinstance(reply.decision, Restrict) else 0,
+            destination=outcome.destination,
+            microseconds=round(spent * 1e6),
+        )
+        exemplar = trace.decided(line, asked_body=outcome.asked_body) if trace is not None else None
+        self._metrics.decided(line.attachment, line.decision, line.reason, line.owner, exemplar)
+        self._metrics.decision_duration.observe(spent, exemplar)
         if outcome.correction is not None:
             self._metrics.picks.labels(outcome.correction).inc()
             if outcome.outside:
@@ -153,20 +179,7 @@ class ExternalProcessor:
                 self._metrics.mismatches.inc()
         if reply.hinted > LONG_HINT:
             self._long_hint(reply.hinted)
-        self._log_decision(
-            DecisionLine(
-                request_id=outcome.request_id[:128],
-                attachment=attachment,
-                decision=decision,
-                reason=reply.reason,
-                owner=reply.owner,
-                owners=request.owners,
-                model=request.model[:128],
-                endpoints=len(reply.decision.endpoints) if isinstance(reply.decision, Restrict) else 0,
-                destination=outcome.destination,
-                microseconds=round(spent * 1e6),
-            )
-        )
+        self._log_decision(line)
 
     def _long_hint(self, entries: int) -> None:
         self._metrics.long_hints.inc()

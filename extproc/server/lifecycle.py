@@ -17,9 +17,9 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from extproc.observability.logs import Logger
-from extproc.server.admin import HttpServer
 from extproc.server.extproc import ExternalProcessor
 from extproc.server.health import Health
+from extproc.server.listener import HttpServer
 
 _OPTIONS: Final = (
     ("grpc.max_receive_message_length", -1),  # a body message is as large as Envoy's buffer, times two

@@ -66,6 +66,7 @@ PLANS = {
         buffer_limit=32_768,
         retries=2,
         access_log="/dev/null",
+        collector_port=4318,
     ),
 }
 
@@ -138,6 +139,18 @@ def test_the_chain_is_header_before_picker_after_each_with_its_own_cluster_and_s
         "epp": [("127.0.0.1", 9004)],
         "owned_by_after": [("127.0.0.1", 9005)],
     }
+
+
+def test_envoy_traces_only_if_the_plan_has_a_collector() -> None:
+    document = bootstrap(Plan(endpoints=POOL, collector_port=4318))
+
+    assert clusters(document) == {"pool": [*POOL], "collector": [("127.0.0.1", 4318)]}
+    assert manager(document)["tracing"]["provider"]["typed_config"]["http_service"]["http_uri"] == {
+        "uri": "http://127.0.0.1:4318/v1/traces",
+        "cluster": "collector",
+        "timeout": "1s",
+    }
+    assert "tracing" not in manager(bootstrap(Plan(endpoints=POOL)))
 
 
 @pytest.mark.parametrize("port", [None, 9002])

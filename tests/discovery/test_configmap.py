@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy in a ConfigMap: what is put in force, what is refused, and the Event that says so."""
+"""The policy or its routing entries in a ConfigMap: what is put in force, what is refused, and the Event that says so."""
 
+import contextlib
 import io
 import json
 import socket
@@ -23,25 +24,25 @@ GOOD, BETTER, BAD = "good", "better", "bad"
 REFUSED = "policy.yaml: line 1: bad"
 
 
-def config_map(text: str | None = GOOD, version: str = "7", **annotations: str) -> ConfigMap:
+def config_map(text: str | None = GOOD, version: str = "7", key: str = "policy.yaml", **annotations: str) -> ConfigMap:
     metadata = {"name": "owned-by", "namespace": "default", "uid": "u-1", "resourceVersion": version}
     document = {"metadata": metadata | {"annotations": annotations}, "data": {"another": "x"}}
     if text is not None:
-        document["data"]["policy.yaml"] = text
+        document["data"][key] = text
     return msgspec.convert(document, ConfigMap)
 
 
 class Rig:
     """A PolicyMap, what it put in force, and what it told."""
 
-    def __init__(self, server: ApiServer, api: KubernetesApi) -> None:
+    def __init__(self, server: ApiServer, api: KubernetesApi, **options: Any) -> None:
         self.server = server
         self.applied: list[bytes] = []
         self.told: list[str | None] = []
         self.logged = io.BytesIO()
         logger = make_logger("json", "info", self.logged)
         self.map = PolicyMap(
-            api, "default", "owned-by", self._apply, lambda _map, error: self.told.append(error), logger
+            api, "default", "owned-by", self._apply, lambda _map, error: self.told.append(error), logger, **options
         )
         self._last: ConfigMap | None = None
 
@@ -73,18 +74,37 @@ class Rig:
         return {(await self.event())["message"] for _ in range(number)}
 
 
-@pytest.fixture
-async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("POD_NAME", "owned-by-0")
+
+
+@contextlib.asynccontextmanager
+async def rigged(folder: Path, **options: Any) -> AsyncIterator[Rig]:
     async with ApiServer() as server:
-        api = KubernetesApi(write_kubeconfig(tmp_path / "kubeconfig", server.url))
+        api = KubernetesApi(write_kubeconfig(folder / "kubeconfig", server.url))
         await api.connect()
-        rig = Rig(server, api)
-        yield rig
+        yield Rig(server, api, **options)
         await api.close()
 
         assert server.waiting == 0
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with rigged(tmp_path) as rig:
+        yield rig
+
+
+@pytest.fixture
+async def routing(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with rigged(tmp_path, key="routing.yaml", optional=True) as rig:
+        yield rig
+
+
+def entries(text: str | None, version: str = "7", **annotations: str) -> ConfigMap:
+    return config_map(text, version, "routing.yaml", **annotations)
 
 
 async def test_a_good_version_is_put_in_force(rig: Rig) -> None:
@@ -229,3 +249,51 @@ async def test_an_event_that_cannot_be_written_is_a_warning(rig: Rig) -> None:
 
 async def test_it_is_called_by_its_namespace_and_name(rig: Rig) -> None:
     assert str(rig.map) == "default/owned-by"
+
+
+class TestOptional:
+    """The routing entries, which may as well not be there."""
+
+    async def test_what_is_stored_is_put_in_force(self, routing: Rig) -> None:
+        routing.becomes(entries(GOOD), entries(BETTER, "8"), entries(BETTER, "9", note="x"))
+
+        assert (routing.applied, routing.told, routing.map.error) == ([b"good", b"better"], [None, None], None)
+
+    async def test_one_that_is_absent_is_empty_and_no_error(self, routing: Rig) -> None:
+        routing.map.absent()
+        before = (list(routing.applied), list(routing.told), routing.map.error, routing.map.loaded.is_set())
+        routing.map.absent()
+        routing.becomes(entries(None), entries(GOOD, "8"))
+
+        assert before == ([b""], [None], None, True)
+        assert (routing.applied, routing.told) == ([b"", b"good"], [None, None])
+
+    @pytest.mark.parametrize(
+        "becomes",
+        [entries(None), entries(""), msgspec.convert({"metadata": {"name": "owned-by-routing"}}, ConfigMap), None],
+        ids=["without the key", "empty", "without data", "deleted"],
+    )
+    async def test_what_is_taken_away_is_no_longer_in_force(self, routing: Rig, becomes: ConfigMap | None) -> None:
+        routing.becomes(entries(GOOD), becomes, entries(GOOD, "9"))
+
+        assert (routing.applied, routing.told) == ([b"good", b"", b"good"], [None, None, None])
+        assert (routing.map.error, routing.map._events) == (None, set())
+
+    async def test_a_bad_one_is_refused_and_told_to_the_cluster(self, routing: Rig) -> None:
+        routing.becomes(entries(GOOD), entries(BAD, "8"))
+        event = await routing.event()
+        held = (list(routing.applied), routing.map.error)
+        routing.becomes(None)
+
+        assert {name: event[name] for name in ("reason", "message")} == {
+            "reason": "RoutingRefused",
+            "message": "the last good routing stays: routing.yaml: line 1: bad",
+        }
+        assert held == ([b"good"], "routing.yaml: line 1: bad")
+        assert (routing.applied, routing.map.error) == ([b"good", b""], None)
+
+    async def test_one_that_is_bad_at_the_start_leaves_nothing_in_force(self, routing: Rig) -> None:
+        routing.becomes(entries(BAD))
+
+        assert (await routing.event())["message"] == "there is no routing yet: routing.yaml: line 1: bad"
+        assert (routing.applied, routing.map.loaded.is_set()) == ([], False)

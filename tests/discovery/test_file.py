@@ -126,3 +126,19 @@ class TestWatchedFile:
     def test_a_missing_file_is_a_clear_error(self, tmp_path: Path) -> None:
         with pytest.raises(DocumentError, match="No such file or directory"):
             WatchedFile(tmp_path / "none", lambda _: None).load()
+
+    def test_a_missing_file_that_is_optional_is_an_empty_one(self, tmp_path: Path) -> None:
+        path = tmp_path / "routing.yaml"
+        seen: list[bytes] = []
+        file = WatchedFile(path, seen.append, optional=True)
+        news = [file.load(), file.load()]
+        path.write_bytes(b"one")
+        news.append(file.load())
+        path.unlink()
+        news += [file.load(), file.load()]
+
+        assert (seen, news) == ([b"", b"one", b""], [True, False, True, True, False])
+
+    def test_an_optional_file_that_cannot_be_read_is_an_error_all_the_same(self, tmp_path: Path) -> None:
+        with pytest.raises(DocumentError, match="cannot be read: Is a directory"):
+            WatchedFile(tmp_path, lambda _: None, optional=True).load()

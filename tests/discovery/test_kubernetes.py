@@ -373,6 +373,21 @@ def test_certificates_are_checked_as_other_clients_do() -> None:
     assert ours.Credentials().configuration.disable_strict_ssl_verification
 
 
+@pytest.mark.parametrize(("verb", "method"), [("create", "POST"), ("replace", "PUT")])
+async def test_what_is_written_is_answered_with_what_is_stored(
+    server: ApiServer, tmp_path: Path, verb: str, method: str
+) -> None:
+    async with connected(write_kubeconfig(tmp_path / "config", server.url)) as api:
+        got = asyncio.create_task(getattr(api, verb)("/api/v1/namespaces/default/configmaps", {"kind": "ConfigMap"}))
+        exchange = await server.request()
+        await exchange.json(200, {"stored": True})
+        stored = await got
+
+    assert stored == b'{"stored": true}'
+    assert (exchange.method, exchange.body) == (method, b'{"kind": "ConfigMap"}')
+    assert exchange.headers["content-type"] == "application/json"
+
+
 class TestErrors:
     """What the API server says when it refuses."""
 

@@ -628,6 +628,138 @@ def test_a_file_of_authorities_that_cannot_be_used_is_an_error_at_the_start(tmp_
         Rig(ProbeConfig(scheme="https", ca_file=tmp_path / "none"))
 
 
+# all of them again, on request
+
+
+async def asked_again(rig: Rig) -> None:
+    async with asyncio.timeout(20):
+        await rig.probe.again()
+
+
+async def test_all_are_asked_again_on_request_and_what_they_say_is_known_then() -> None:
+    async with AnsweringServer(ok("m"), ok("m"), ok("n")) as server, probing() as rig:
+        bases = (server.endpoint("a"), server.endpoint("b"))
+        rig.complete(*bases)
+        await rig.settled()
+        before = [one.models for one in rig.complete(*bases)]
+        await asked_again(rig)
+
+        assert before == [models("m"), models("m")]
+        assert [one.models for one in rig.complete(*bases)] == [models("n"), models("n")]
+        assert len(server.heads) == 4
+
+
+async def test_one_that_has_failed_is_asked_though_it_is_not_its_time_yet() -> None:
+    async with AnsweringServer(FAILURE, ok("m")) as server, probing() as rig:
+        base = server.endpoint()
+        await rig.answered(base)
+        await asked_again(rig)
+
+        assert rig.complete(base) == (replace(base, owned_by="vllm", models=models("m")),)
+        assert rig.probe.status() == {"followed": 1, "answered": 1, "failing": 0, "failures": []}
+
+
+async def test_one_that_fails_or_does_not_answer_ends_it_too() -> None:
+    async with (
+        AnsweringServer(ok("m"), b"") as hangs,
+        AnsweringServer(ok("n"), FAILURE) as fails,
+        probing(timeout=0.2) as rig,
+    ):
+        rig.complete(hangs.endpoint("hangs"), fails.endpoint("fails"))
+        await rig.settled()
+        await asked_again(rig)
+
+        assert {one["error"] for one in rig.probe.status()["failures"]} == {"no answer within 0.2 s", "status 500"}
+
+
+async def test_nobody_waits_for_one_that_goes() -> None:
+    async with AnsweringServer(ok("m"), b"") as server, probing(timeout=FOR_EVER) as rig:
+        await rig.answered(server.endpoint("vanishes"), server.endpoint("unready"))
+        again = asyncio.create_task(asked_again(rig))
+        await server.asked(3)
+        before = again.done()
+        rig.complete(server.endpoint("unready", ready=False))
+        await again
+
+        assert not before
+
+
+async def test_one_that_is_not_ready_is_left_in_peace() -> None:
+    async with AnsweringServer(ok("m")) as server, probing() as rig:
+        await rig.answered(server.endpoint("a"))
+        rig.complete(server.endpoint("a"), server.endpoint("b", ready=False), server.endpoint("c", models=()))
+        await asked_again(rig)
+
+        assert len(server.heads) == 2
+
+
+async def test_one_that_is_being_asked_is_asked_once_more_and_both_answers_count() -> None:
+    async with AnsweringServer(ok("before"), ok("after")) as server, probing() as rig:
+        server.gate = asyncio.Semaphore(0)
+        base = server.endpoint()
+        rig.complete(base)
+        await server.asked(1)
+        asking = [asyncio.create_task(asked_again(rig)) for _ in range(3)]
+        server.gate.release()
+        await rig.changed()
+        first = (rig.complete(base)[0].models, [task.done() for task in asking])
+        await server.asked(2)
+        server.gate.release()
+        await asyncio.gather(*asking)
+
+        assert first == (models("before"), [False] * 3)
+        assert rig.complete(base)[0].models == models("after")
+        assert (len(server.heads), rig.probes()) == (2, (2, None))
+
+
+async def test_those_who_ask_at_the_same_time_share_the_answers() -> None:
+    async with AnsweringServer(ok("m")) as server, probing() as rig:
+        await rig.answered(server.endpoint())
+        await asyncio.gather(*(asked_again(rig) for _ in range(5)))
+
+        assert len(server.heads) == 2
+
+
+async def test_those_whose_turn_is_to_come_are_asked_once_and_no_more_at_a_time_than_is_allowed() -> None:
+    async with AnsweringServer(ok("m")) as server, probing(concurrency=2) as rig:
+        server.gate = asyncio.Semaphore(0)
+        rig.complete(*(server.endpoint(f"pod-{number}") for number in range(6)))
+        await server.asked(2)
+        again = asyncio.create_task(asked_again(rig))
+        for number in range(2, 9):
+            await server.asked(number)
+            assert not again.done()
+            server.gate.release()
+        server.gate.release()
+        await again
+
+        assert (server.most, len(server.heads)) == (2, 8)  # two were being asked
+
+
+async def test_who_leaves_while_they_are_asked_changes_nothing() -> None:
+    async with AnsweringServer(ok("m"), ok("n")) as server, probing() as rig:
+        base = server.endpoint()
+        await rig.answered(base)
+        server.gate = asyncio.Semaphore(0)
+        leaves, stays = (asyncio.create_task(asked_again(rig)) for _ in range(2))
+        await server.asked(2)
+        leaves.cancel()
+        await asyncio.wait([leaves])
+        server.gate.release()
+        await stays
+
+        assert rig.complete(base)[0].models == models("n")
+
+
+@pytest.mark.parametrize("interval", [0, FOR_EVER])
+async def test_where_nobody_is_followed_nobody_is_waited_for(interval: float) -> None:
+    async with probing(interval=interval) as rig:
+        rig.complete(Endpoint("pod", "default", "127.0.0.1", 1, models=None if not interval else ()))
+        await asked_again(rig)
+
+        assert rig.probe.status()["followed"] == 0
+
+
 # label and engine
 
 

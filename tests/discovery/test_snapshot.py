@@ -4,9 +4,10 @@
 import asyncio
 from typing import Self
 
+import msgspec
 import pytest
 
-from extproc.discovery.snapshot import Coalescer, SnapshotStore
+from extproc.discovery.snapshot import Coalescer, SnapshotStore, changes
 from extproc.policy.types import Endpoint, Pool, Rewrites, Snapshot
 
 POOL = Pool("default", "chat")
@@ -53,6 +54,26 @@ def test_the_first_replacement_is_one_even_if_it_is_empty() -> None:
     store.replace({})
 
     assert (store.current().generation, store.current().pools) == (1, ())
+
+
+def test_the_changes_between_two_snapshots_are_named() -> None:
+    gone, new = Pool("default", "gone"), Pool("default", "new")
+    before = Snapshot(1, (POOL, gone), {POOL: (ONE, TWO), gone: (ONE,)})
+    waiting = msgspec.structs.replace(ONE, ready=False)
+    after = Snapshot(2, (POOL, new), {POOL: (waiting,), new: (ONE,)})
+
+    assert changes(before, after) == {
+        "generation": 2,
+        "pools": {"added": ["default/new"], "removed": ["default/gone"]},
+        "endpoints": {
+            "added": [{"pool": "default/new", "name": "one", "destination": "127.0.0.1:1"}],
+            "removed": [
+                {"pool": "default/chat", "name": "two", "destination": "127.0.0.1:2"},
+                {"pool": "default/gone", "name": "one", "destination": "127.0.0.1:1"},
+            ],
+            "changed": [{"pool": "default/chat", "name": "one", "destination": "127.0.0.1:1"}],
+        },
+    }
 
 
 def test_a_change_of_the_rewrites_alone_is_a_new_generation() -> None:

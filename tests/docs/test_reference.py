@@ -284,45 +284,68 @@ def test_every_reason_is_shown_with_its_status_and_meaning() -> None:
 
 # endpoints
 
-DOCUMENT = {
-    "openapi": "3.1.0",
-    "info": {"title": "Things", "version": "1", "description": "Where things are."},
-    "paths": {
-        "/things": {
-            "get": {"summary": "All things.", "responses": {"200": {"description": "The things."}}},
-            "post": {
-                "summary": "Make one.",
-                "description": "Make a thing | replace it.",
-                "requestBody": {"content": {"application/json": {}}},
-                "responses": {"201": {"description": "Made."}, "400": {"$ref": "#/components/responses/Wrong"}},
+
+def test_each_operation_has_a_row_each_body_its_fields_and_each_status_its_meaning() -> None:
+    page = generate.endpoints(
+        {
+            "info": {"title": "x", "description": "Where things are."},
+            "paths": {
+                "/things": {
+                    "get": {
+                        "summary": "All of them",
+                        "parameters": [
+                            {"name": "kind", "in": "query", "required": False, "description": "Only those."},
+                            {"name": "id", "in": "path", "required": True},
+                        ],
+                        "responses": {"200": {"description": "Done."}},
+                    },
+                    "post": {
+                        "summary": "One more",
+                        "requestBody": {
+                            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Thing"}}}
+                        },
+                        "responses": {"400": {"description": "Not so."}, "201": {"description": "Made."}},
+                    },
+                }
             },
-        },
-        "/things/{name}": {
-            "parameters": [{"name": "name", "in": "path", "required": True, "description": "Its name"}],
-            "delete": {
-                "parameters": [{"$ref": "#/components/parameters/Force"}],
-                "summary": "Take one away.",
-                "responses": {"204": {}},
+            "components": {
+                "schemas": {
+                    "Thing": {
+                        "description": "What is made.",
+                        "required": ["a"],
+                        "properties": {"a": {"description": "Its a."}, "b": {}},
+                    }
+                }
             },
-        },
-    },
-    "components": {
-        "parameters": {"Force": {"name": "force", "in": "query"}},
-        "responses": {"Wrong": {"description": "Not a thing."}},
-    },
-}
+        }
+    )
 
+    assert (
+        page.removeprefix(generate.GENERATED + "\n\n")
+        == """# Admin endpoints
 
-def test_an_operation_is_shown_with_what_it_takes_and_answers() -> None:
-    page = generate.endpoints(DOCUMENT)
+Where things are.
 
-    assert page.startswith(f"{generate.GENERATED}\n\n# Admin endpoints\n\nWhere things are.\n\n| endpoint |")
-    assert cells(page, 4) == {
-        "GET /things": ["All things.", "", "200: The things."],
-        "POST /things": [
-            "Make a thing \\| replace it.",
-            "a body, `application/json`",
-            "201: Made.<br>400: Not a thing.",
-        ],
-        "DELETE /things/{name}": ["Take one away.", "`name` (path): Its name; `force` (query, optional)", "204"],
-    }
+| endpoint | what it does | takes | statuses |
+| --- | --- | --- | --- |
+| `GET /things` | All of them | `kind` (query, optional): Only those.; `id` (path) | 200 |
+| `POST /things` | One more | a body, [Thing](#thing) | 400, 201 |
+
+## Thing
+
+What is made.
+
+| field |  | what it says |
+| --- | --- | --- |
+| `a` | required | Its a. |
+| `b` |  |  |
+
+## Statuses
+
+| status | what it means |
+| --- | --- |
+| 200 | Done. |
+| 201 | Made. |
+| 400 | Not so. |
+"""
+    )

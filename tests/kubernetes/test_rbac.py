@@ -17,6 +17,7 @@ from tests.kubernetes.resources import CORE, POOLS, POOLS_ALPHA, REWRITES, colle
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 OURS: Final = "fieldSelector=metadata.name%3Downed-by"
+ROUTING: Final = "owned-by-routing"
 READ: Final = ["get", "list", "watch"]
 DISCOVERED: Final = {
     "pods": (CORE, "pods"),
@@ -40,6 +41,7 @@ DISCOVERY_RULES: Final = [
 ]
 OWN_RULES: Final = [
     {"verbs": READ, "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["owned-by"]},
+    {"verbs": [*READ, "update"], "apiGroups": [""], "resources": ["configmaps"], "resourceNames": [ROUTING]},
     {"verbs": ["create"], "apiGroups": [""], "resources": ["events"]},
 ]
 
@@ -131,6 +133,8 @@ async def test_it_discovers_in_its_own_namespace_and_in_the_watched_one(program:
     [
         ("own", f"configmaps?{OURS}", 200),
         ("own", "configmaps/owned-by", 200),
+        ("own", f"configmaps?{OURS}-routing", 200),
+        ("own", f"configmaps/{ROUTING}", 200),
         ("own", "configmaps", 403),
         ("own", "configmaps?fieldSelector=metadata.name%3Danother", 403),
         ("own", "configmaps/another", 403),
@@ -153,8 +157,12 @@ async def test_it_reads_no_more_than_it_needs(program: Program, namespace: str, 
     assert await program.code("GET", folder) == code
 
 
-@pytest.mark.parametrize(("query", "code"), [(f"?{OURS}", 200), ("", 403)], ids=["its own", "all"])
-async def test_it_watches_its_own_policy_and_no_other_configmap(program: Program, query: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [(f"?{OURS}", 200), (f"?{OURS}-routing", 200), ("?fieldSelector=metadata.name%3Danother", 403), ("", 403)],
+    ids=["its policy", "its routing", "another", "all"],
+)
+async def test_it_watches_its_own_configmaps_and_no_other(program: Program, query: str, code: int) -> None:
     assert await program.watch_code(collection(CORE, "configmaps", program.own) + query) == code
 
 
@@ -169,7 +177,13 @@ async def test_it_watches_its_own_policy_and_no_other_configmap(program: Program
         ("PATCH", "own", "configmaps/owned-by"),
         ("PUT", "own", "configmaps/owned-by"),
         ("DELETE", "own", "configmaps/owned-by"),
+        ("PUT", "own", "configmaps/another"),
+        ("PATCH", "own", f"configmaps/{ROUTING}"),
+        ("DELETE", "own", f"configmaps/{ROUTING}"),
+        ("DELETE", "own", f"configmaps?{OURS}-routing"),
         ("POST", "own", "configmaps"),
+        ("PUT", "watched", f"configmaps/{ROUTING}"),
+        ("PUT", "other", f"configmaps/{ROUTING}"),
         ("PATCH", "own", "events/some"),
         ("POST", "own", "serviceaccounts/owned-by/token"),
         ("DELETE", "watched", "pods/engine"),
@@ -178,11 +192,28 @@ async def test_it_watches_its_own_policy_and_no_other_configmap(program: Program
         ("POST", "other", "events"),
     ],
 )
-async def test_it_changes_nothing(program: Program, method: str, namespace: str, path: str) -> None:
+async def test_it_changes_nothing_else(program: Program, method: str, namespace: str, path: str) -> None:
     kind = MERGE_PATCH if method == "PATCH" else "application/json"
     folder = collection(CORE, path, getattr(program, namespace))
 
     assert await program.code(method, folder, {}, kind) == 403
+
+
+async def test_it_updates_the_routing_entries_and_no_other_configmap(program: Program) -> None:
+    codes = {}
+    for name in ("owned-by", ROUTING, "another"):
+        path = collection(CORE, f"configmaps/{name}", program.own)
+        document = await program.control_plane.request("GET", path)
+        codes[name] = await program.code("PUT", path, document | {"data": {"routing.yaml": "x"}})
+
+    assert codes == {"owned-by": 403, ROUTING: 200, "another": 403}
+
+
+async def test_it_makes_no_configmap_of_whatever_name(program: Program) -> None:
+    path = collection(CORE, "configmaps", program.own)
+    made = {"apiVersion": CORE, "kind": "ConfigMap", "metadata": {"name": "new", "namespace": program.own}}
+
+    assert await program.code("POST", path, made) == 403
 
 
 async def test_it_creates_an_event_in_its_own_namespace(program: Program) -> None:

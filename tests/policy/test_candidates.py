@@ -178,6 +178,38 @@ def test_the_catalogue_has_one_entry_per_model_and_owner_of_what_is_ready() -> N
     )
 
 
+def test_the_catalogue_leaves_out_what_the_policy_does_not_allow() -> None:
+    rules = policy("models: [{model: a, allow: [sglang]}]")
+
+    found = Candidates([endpoint(1, "vllm", ("a", "b")), endpoint(2, "sglang", ("a", "b"))], rules)
+
+    assert [(entry.id, entry.owned_by) for entry in found.catalogue] == [
+        ("a", "sglang"),
+        ("b", "sglang"),
+        ("b", "vllm"),
+    ]
+
+
+def test_the_catalogue_has_a_routing_entrys_owner_where_its_endpoints_are_ready() -> None:
+    selectors = "{matchLabels: {llm-d.ai/engine-type: sglang}}}"
+    rules = policy(
+        f"""routing:
+- {{model: a, owned_by: vllm, selector: {selectors}
+- {{model: a, owned_by: canary, selector: {selectors}
+- {{model: b, owned_by: canary, selector: {{matchLabels: {{app: none}}}}}}
+"""
+    )
+    endpoints = [endpoint(1, "vllm", ("a", "b")), endpoint(2, "sglang", ("a", "b"))]
+    waiting = [endpoints[0], msgspec.structs.replace(endpoints[1], ready=False)]
+
+    assert [
+        [(entry.id, entry.owned_by) for entry in Candidates(some, rules).catalogue] for some in (endpoints, waiting)
+    ] == [
+        [("a", "canary"), ("a", "sglang"), ("a", "vllm"), ("b", "sglang"), ("b", "vllm")],
+        [("b", "vllm")],
+    ]
+
+
 def test_the_union_has_each_address_and_port_once() -> None:
     world = snapshot(V1, V2, other=(V1, S1))
     assert union(world) == (V1, V2, S1)

@@ -223,7 +223,7 @@ ENTRY = "- {{model: {}, owned_by: {}, selector: {{matchLabels: {{app: x}}}}}}\n"
 
 
 def routed(model: str, owner: str) -> dict[str, object]:
-    selector = {"matchLabels": {"app": "x"}, "matchExpressions": []}
+    selector = {"matchLabels": {"app": "x"}}
     return {"model": model, "owned_by": owner, "selector": selector}
 
 
@@ -284,8 +284,8 @@ ACCEPTED: dict[str, tuple[str, dict[str, object]]] = {
                         "matchExpressions": [
                             {"key": "tier", "operator": "In", "values": ["a", ""]},
                             {"key": "tier", "operator": "NotIn", "values": ["b"]},
-                            {"key": "tier", "operator": "Exists", "values": []},
-                            {"key": "gone", "operator": "DoesNotExist", "values": []},
+                            {"key": "tier", "operator": "Exists"},
+                            {"key": "gone", "operator": "DoesNotExist"},
                         ],
                     },
                 }

@@ -554,3 +554,10 @@ def test_a_rewrite_is_for_its_own_pool() -> None:
     elsewhere = {"scope": Scope(other), "model": "chat"}
 
     assert outcome(decide(asking("vllm", **elsewhere), world, policy())) == (404, "model-not-found", "model")
+
+
+def test_an_owner_that_only_a_routing_entry_has_is_known_to_the_list() -> None:
+    rules = policy("routing: [{model: c, owned_by: Canary, selector: {matchLabels: {llm-d.ai/engine-type: vllm}}}]")
+    request = asking("canary", method="GET", path="/v1/models")
+
+    assert outcome(decide(request, LISTED, rules)) == (("c", "canary"),)

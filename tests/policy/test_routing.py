@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from extproc.policy.config import Expression, Route, Selector, default_policy
 from extproc.policy.document import DocumentError
 from extproc.policy.loading import parse_policy
-from extproc.policy.routing import has, parse_routing, plain, put, remove, routing_document, with_routes
+from extproc.policy.routing import (
+    Refused,
+    edited,
+    has,
+    parse_routing,
+    plain,
+    put,
+    remove,
+    routing_document,
+    with_routes,
+)
 from tests.builders import HEAD
 
 STORED = b"""apiVersion: owned-by/v1alpha1
@@ -122,3 +132,20 @@ def test_removing_undoes_putting(entries: tuple[Route, ...], route: Route) -> No
 
     assert not has(without, route.model, route.owned_by)
     assert shown(remove(route.model, route.owned_by)(put(route)(entries))) == shown(without)
+
+
+@given(tables, routes)
+def test_an_edit_makes_a_document_that_says_what_it_made(entries: tuple[Route, ...], route: Route) -> None:
+    text = edited(entries, put(route))
+
+    assert text == (None if shown(put(route)(entries)) == shown(entries) else routing_document(put(route)(entries)))
+    assert edited(put(route)(entries), put(route)) is None
+
+
+def test_an_edit_that_makes_what_cannot_be_read_is_refused() -> None:
+    entries = (Route("m", "vllm", LABELS),)
+
+    assert edited(entries, put(Route("m", "n.n!", LABELS))) == Refused(
+        "invalid",
+        "the entries would be refused: line 10, routing[1].owned_by: `n.n!` is not an owner: letters, digits and . _ / -",
+    )

@@ -1,73 +1,310 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP pages, over real HTTP."""
+"""The admin port of the real program: what it shows, what it changes, and what it refuses."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
-import httpx2
 import pytest
-from prometheus_client import CollectorRegistry, Counter
 
-from extproc.server.admin import HttpServer, admin_app, metrics_app
+from extproc.demo.client import send
+from extproc.demo.processes import Server
+from tests.builders import HEAD
+
+ENDPOINTS = """pools:
+- name: chat
+  endpoints:
+  - {name: a, address: "127.0.0.1:8001", labels: {llm-d.ai/engine-type: vllm, app: canary}, models: [m, a/b]}
+  - {name: b, address: "127.0.0.1:8002", labels: {llm-d.ai/engine-type: sglang}, models: [m]}
+"""
+TOKEN = {"authorization": "Bearer sesame"}
+JSON = {"content-type": "application/json"}
+ROUTING = "/admin/api/routing"
+CANARY = {"model": "m", "owned_by": "sglang", "selector": {"matchLabels": {"app": "canary"}}}
+
+
+class Admin:
+    """A running program with its files; `lines` is what it logged."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        self.folder = folder
+        self.lines: list[dict[str, Any]] = []
+        self._heard = asyncio.Event()
+        for name, text in (("endpoints.yaml", ENDPOINTS), ("policy.yaml", HEAD), ("token", "sesame\n")):
+            self.write(name, text)
+        files = (("endpoints-file", "endpoints.yaml"), ("config-file", "policy.yaml"), ("admin-token-file", "token"))
+        given = [word for flag, name in files for word in (f"--{flag}", str(folder / name))]
+        self.server = Server(*given, *flags, on_line=self._hear)
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+
+    def _hear(self, line: str) -> None:
+        self.lines.append(json.loads(line))
+        self._heard.set()
+
+    async def line(self, **fields: Any) -> dict[str, Any]:
+        """The first line with these fields, now or when it comes."""
+        async with asyncio.timeout(10):
+            while not (found := [line for line in self.lines if fields.items() <= line.items()]):
+                self._heard.clear()
+                await self._heard.wait()
+        return found[0]
+
+    async def ask(self, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, Any]:
+        """The status, and the JSON or, of an error, its code, its param and its message."""
+        body = None if content is None else content if isinstance(content, bytes) else json.dumps(content).encode()
+        given = TOKEN | (JSON if body else {}) | {name.replace("_", "-"): value for name, value in headers.items()}
+        answer = await send(self.server.admin_port, method, path, given, body)
+        if not answer.body:
+            return answer.status, None
+        found = answer.json()
+        if answer.status < 400:
+            return answer.status, found
+        error = found["error"]
+        return answer.status, (error["code"], error["param"], error["message"])
+
+    async def routing(self) -> Any:
+        return (await self.ask("GET", ROUTING))[1]["routing"]
 
 
 @pytest.fixture
-async def admin() -> AsyncIterator[str]:
-    app = admin_app(lambda: False, {"/statusz": lambda: {"streams": 3}}, "127.0.0.1")
-    async for url in serve(HttpServer(app, "127.0.0.1", 0)):
-        yield url
+def folder(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    tmp_path.chmod(0o755)
 
 
-async def serve(server: HttpServer) -> AsyncIterator[str]:
-    task = asyncio.create_task(server.run_until_stopped())
-    yield f"http://127.0.0.1:{server.port}"
-    server.should_exit = True
-    await task
+@pytest.fixture
+async def admin(folder: Path) -> AsyncIterator[Admin]:
+    one = Admin(folder)
+    async with one.server:
+        yield one
+
+
+async def test_an_entry_is_stored_shown_used_changed_and_forgotten(admin: Admin) -> None:
+    question = {"path": "/v1/completions", "headers": {"x-owned-by": "sglang"}, "body": {"model": "m"}}
+
+    async def destinations() -> Any:
+        return (await admin.ask("POST", "/explain", question))[1]["endpoints"]
+
+    before = await destinations()
+    admin.lines.clear()
+    created, stored = await admin.ask("POST", ROUTING, CANARY | {"owned_by": "SGLang"})
+    shown = await admin.ask("GET", ROUTING)
+    await admin.line(msg="loaded", source="routing")
+    used = await destinations()
+    other = CANARY | {"selector": {"matchExpressions": [{"key": "app", "operator": "Exists"}]}}
+    changed, again = await admin.ask("POST", ROUTING, other)
+    gone = await admin.ask("DELETE", ROUTING + "?model=m&owned_by=SGLANG")
+    after = await admin.ask("GET", ROUTING)
+
+    version = stored.pop("resourceVersion")
+    assert (before, used) == (["127.0.0.1:8002"], ["127.0.0.1:8001"])
+    assert (created, stored, shown) == (201, CANARY, (200, {"routing": [CANARY], "resourceVersion": version}))
+    assert (changed, again.pop("resourceVersion") == version, again) == (200, False, other)
+    assert (gone, after[1]["routing"]) == ((204, None), [])
+
+
+async def test_what_is_stored_outlives_the_program(folder: Path) -> None:
+    first = Admin(folder)
+    async with first.server:
+        await first.ask("POST", ROUTING, CANARY)
+    second = Admin(folder)
+    async with second.server:
+        status, config = await second.ask("GET", "/configz")
+        stored = await second.routing()
+
+    assert (stored, status) == ([CANARY], 200)
+    assert [entry["owned_by"] for entry in config["policy"]["routing"]] == ["sglang"]
+
+
+async def test_a_change_for_another_version_is_a_conflict_and_changes_nothing(admin: Admin) -> None:
+    _, first = await admin.ask("POST", ROUTING, CANARY)
+    _, second = await admin.ask(
+        "POST", ROUTING, CANARY | {"owned_by": "tgi", "resourceVersion": first["resourceVersion"]}
+    )
+    late = CANARY | {"owned_by": "other", "resourceVersion": first["resourceVersion"]}
+
+    posted = await admin.ask("POST", ROUTING, late)
+    deleted = await admin.ask("DELETE", f"{ROUTING}?model=m&owned_by=tgi&resourceVersion={first['resourceVersion']}")
+    stored = await admin.ask("GET", ROUTING)
+
+    assert [(status, answer[0]) for status, answer in (posted, deleted)] == [(409, "conflict")] * 2
+    assert stored[1] == {
+        "routing": [CANARY, CANARY | {"owned_by": "tgi"}],
+        "resourceVersion": second["resourceVersion"],
+    }
+
+
+REFUSED: dict[str, tuple[str, str, Any, dict[str, str], tuple[int, str, str | None]]] = {
+    "no token": ("POST", ROUTING, CANARY, {"authorization": ""}, (401, "unauthorized", None)),
+    "a wrong token": ("POST", ROUTING, CANARY, {"authorization": "Bearer x"}, (401, "unauthorized", None)),
+    "a foreign Host": ("POST", ROUTING, CANARY, {"host": "evil.example"}, (403, "forbidden", None)),
+    "a foreign Origin": ("POST", ROUTING, CANARY, {"origin": "http://evil.example"}, (403, "forbidden", None)),
+    "another site": ("POST", ROUTING, CANARY, {"sec_fetch_site": "cross-site"}, (403, "forbidden", None)),
+    "a form": ("POST", ROUTING, CANARY, {"content_type": "text/plain"}, (415, "unsupported_media_type", None)),
+    "no JSON": ("POST", ROUTING, b"model=m", {}, (400, "bad_request", None)),
+    "a wrong type": ("POST", ROUTING, CANARY | {"model": 7}, {}, (400, "bad_request", "model")),
+    "an unknown key": ("POST", ROUTING, CANARY | {"weight": 1}, {}, (400, "bad_request", None)),
+    "an empty selector": ("POST", ROUTING, CANARY | {"selector": {}}, {}, (400, "bad_request", "selector")),
+    "an operator without values": (
+        "POST",
+        ROUTING,
+        CANARY | {"selector": {"matchExpressions": [{"key": "app", "operator": "In"}]}},
+        {},
+        (400, "bad_request", "selector.matchExpressions[0]"),
+    ),
+    "an unknown model": ("POST", ROUTING, CANARY | {"model": "x"}, {}, (404, "model_not_found", "model")),
+    "a huge body": ("POST", ROUTING, b'"' + b"x" * 1_048_577, {}, (413, "body_too_large", None)),
+    "nothing to delete": ("DELETE", ROUTING + "?model=m&owned_by=x", None, {}, (404, "route_not_found", "model")),
+    "a delete of nothing": ("DELETE", ROUTING, None, {}, (400, "bad_request", "model")),
+    "a delete with a typo": ("DELETE", ROUTING + "?model=m&owner=x", None, {}, (400, "bad_request", "owner")),
+    "another method": ("PUT", ROUTING, CANARY, {}, (405, "method_not_allowed", None)),
+    "another page": ("POST", "/admin/api/routes", CANARY, {}, (404, "not_found", None)),
+    "no token to discover": ("POST", "/admin/discover", None, {"authorization": ""}, (401, "unauthorized", None)),
+    "a body to discover": ("POST", "/admin/discover", {"all": True}, {}, (400, "bad_request", None)),
+    "a GET of discover": ("GET", "/admin/discover", None, {}, (405, "method_not_allowed", None)),
+    "a relative path to explain": ("POST", "/explain", {"path": "v1"}, {}, (400, "bad_request", "path")),
+    "an attachment that is none": (
+        "POST",
+        "/explain",
+        {"path": "/", "attachment": "x"},
+        {},
+        (400, "bad_request", "attachment"),
+    ),
+    "a pool that is none": ("POST", "/explain", {"path": "/", "pool": "chat"}, {}, (400, "bad_request", "pool")),
+    "a header that is none": (
+        "POST",
+        "/explain",
+        {"path": "/", "headers": {"a b": "c"}},
+        {},
+        (400, "bad_request", "headers"),
+    ),
+    "a header of two lines": (
+        "POST",
+        "/explain",
+        {"path": "/", "headers": {"a": "b\nc: d"}},
+        {},
+        (400, "bad_request", "headers[...]"),
+    ),
+    "an unknown model of the list": ("GET", "/v1/models/x", None, {}, (404, "model_not_found", "model")),
+    "an unknown owner of the list": ("GET", "/v1/models?owned_by=x", None, {}, (404, "owner_not_found", "owned_by")),
+    "an owner of the list that is none": (
+        "GET",
+        "/v1/models?owned_by=a%20b",
+        None,
+        {},
+        (400, "bad_request", "owned_by"),
+    ),
+    "an unknown pool of the list": ("GET", "/v1/models?pool=a/b", None, {}, (404, "pool_unknown", "pool")),
+    "a pool of the list that is none": ("GET", "/v1/models?pool=chat", None, {}, (400, "bad_request", "pool")),
+    "no token for a page": ("GET", "/statusz", None, {"authorization": ""}, (401, "unauthorized", None)),
+    "a page that is not there": ("GET", "/nowhere", None, {}, (404, "not_found", None)),
+}
+
+
+async def test_bad_input_is_a_clear_error_in_one_shape_and_changes_nothing(admin: Admin) -> None:
+    await admin.ask("POST", ROUTING, CANARY)
+    before = await admin.ask("GET", ROUTING)
+
+    found = {}
+    for name, (method, path, content, headers, _) in REFUSED.items():
+        status, (code, param, message) = await admin.ask(method, path, content, **headers)
+        assert message
+        found[name] = (status, code, param)
+
+    assert found == {name: expected for name, (*_, expected) in REFUSED.items()}
+    assert await admin.ask("GET", ROUTING) == before
+
+
+async def test_every_write_is_in_the_log_with_what_it_changed_and_what_came_of_it(admin: Admin) -> None:
+    await admin.ask("POST", ROUTING, CANARY)
+    await admin.ask("DELETE", ROUTING + "?model=m&owned_by=sglang")
+    await admin.ask("DELETE", ROUTING + "?model=m&owned_by=sglang", authorization="Bearer x")
+    await admin.line(msg="admin write", status=401)
+
+    names = {"method", "path", "status", "client", "model", "owned_by", "selector"}
+    written = [{k: v for k, v in line.items() if k in names} for line in admin.lines if line["msg"] == "admin write"]
+    line = {"method": "POST", "path": ROUTING, "status": 201, "client": "127.0.0.1"}
+    delete = line | {"method": "DELETE", "status": 204}
+    assert written == [
+        line | CANARY,
+        delete | {"model": "m", "owned_by": "sglang"},
+        delete | {"status": 401},
+    ]
+    assert "sesame" not in json.dumps(admin.lines)
+
+
+async def test_discover_says_what_it_found(admin: Admin) -> None:
+    quiet = await admin.ask("POST", "/admin/discover")
+    admin.write("endpoints.yaml", ENDPOINTS.replace("name: b,", "name: c,").replace("[m, a/b]", "[m]"))
+    found = await admin.ask("POST", "/admin/discover", {})
+
+    nothing: dict[str, Any] = {"added": [], "removed": []}
+    generation = quiet[1]["generation"]
+    assert quiet == (
+        200,
+        {"generation": generation, "pools": nothing, "endpoints": nothing | {"changed": []}, "errors": {}},
+    )
+    place = {"pool": "default/chat", "destination": "127.0.0.1:8002"}
+    assert found == (
+        200,
+        {
+            "generation": generation + 1,
+            "pools": nothing,
+            "endpoints": {
+                "added": [place | {"name": "c"}],
+                "removed": [place | {"name": "b"}],
+                "changed": [{"pool": "default/chat", "name": "a", "destination": "127.0.0.1:8001"}],
+            },
+            "errors": {},
+        },
+    )
+
+
+async def test_discover_says_what_could_not_be_looked_at(admin: Admin) -> None:
+    admin.write("endpoints.yaml", "pools: 7")
+
+    _, found = await admin.ask("POST", "/admin/discover")
+
+    assert found["errors"] == {"endpoints": "line 1, pools: Expected `array`, got `int`"}
+
+
+async def test_the_list_is_that_of_the_gateway(admin: Admin) -> None:
+    entry = {"object": "model", "created": 0}
+    vllm = [entry | {"id": "a/b", "owned_by": "vllm"}, entry | {"id": "m", "owned_by": "vllm"}]
+
+    assert await admin.ask("GET", "/v1/models?owned_by=vLLM&pool=default/chat") == (
+        200,
+        {"object": "list", "data": vllm},
+    )
+    assert await admin.ask("GET", "/v1/models/a%2Fb") == (200, vllm[0])
+    assert await admin.ask("GET", "/v1/models/a/b") == (200, vllm[0])
+
+
+async def test_the_flags_are_those_that_it_runs_with(admin: Admin) -> None:
+    status, shown = await admin.ask("GET", "/flagz")
+
+    wanted = {
+        "--endpoints-file": str(admin.folder / "endpoints.yaml"),
+        "--admin-token-file": str(admin.folder / "token"),
+        "--drain-timeout": 1.0,
+        "--config-map": None,
+    }
+    assert (status, {flag: shown[flag] for flag in wanted}) == (200, wanted)
 
 
 @pytest.mark.parametrize(
-    ("path", "headers", "status", "body"),
-    [
-        ("/healthz", {}, 200, "ok\n"),
-        ("/readyz", {}, 503, "not ready\n"),
-        ("/healthz", {"host": "pod.example"}, 200, "ok\n"),
-        ("/statusz", {}, 200, '{\n  "streams": 3\n}\n'),
-        ("/statusz", {"host": "localhost:1"}, 200, '{\n  "streams": 3\n}\n'),
-        (
-            "/statusz",
-            {"host": "evil.example:9091"},
-            403,
-            '{"error":{"code":"forbidden","message":"the Host `evil.example:9091` is not this server\'s"}}',
-        ),
-        (
-            "/statusz",
-            {"sec-fetch-site": "cross-site"},
-            403,
-            '{"error":{"code":"forbidden","message":"a request from another site is refused"}}',
-        ),
-    ],
+    ("flags", "message"),
+    [(("--admin-read-only",), "--admin-read-only is set")],
 )
-async def test_each_page_answers_as_it_must(
-    admin: str, path: str, headers: dict[str, str], status: int, body: str
-) -> None:
-    async with httpx2.AsyncClient() as client:
-        answer = await client.get(admin + path, headers=headers)
+async def test_where_nothing_may_be_changed_that_is_said(folder: Path, flags: tuple[str, ...], message: str) -> None:
+    one = Admin(folder, *flags)
+    async with one.server:
+        posted = await one.ask("POST", ROUTING, CANARY)
+        deleted = await one.ask("DELETE", ROUTING + "?model=m&owned_by=sglang")
+        stored = await one.routing()
 
-    assert (answer.status_code, answer.text) == (status, body)
-
-
-async def test_metrics_are_served_in_prometheus_format() -> None:
-    registry = CollectorRegistry()
-    Counter("owned_by_things", "Things.", registry=registry).inc()
-    async for url in serve(HttpServer(metrics_app(registry), "127.0.0.1", 0)):
-        async with httpx2.AsyncClient() as client:
-            answer = await client.get(url + "/metrics")
-
-        assert "owned_by_things_total 1.0" in answer.text.splitlines()
-
-
-def test_a_taken_port_is_an_error_at_once() -> None:
-    first = HttpServer(metrics_app(CollectorRegistry()), "127.0.0.1", 0)
-    with pytest.raises(OSError, match="Address already in use"):
-        HttpServer(metrics_app(CollectorRegistry()), "127.0.0.1", first.port)
-    first.socket.close()
+    assert (posted, deleted, stored) == ((409, ("read_only", None, message)), (409, ("read_only", None, message)), [])

@@ -2,6 +2,7 @@
 """The servicer, called over real gRPC."""
 
 import asyncio
+import contextlib
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from extproc.envoy.binding import Binding
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.observability.logs import DecisionLog, make_logger
 from extproc.observability.metrics import Metrics
+from extproc.observability.tracing import Tracing
 from extproc.policy.config import PolicyConfig, default_policy
 from extproc.policy.loading import parse_policy
 from extproc.policy.pick import Load
@@ -23,6 +25,7 @@ from extproc.policy.types import Endpoint, Model, Pool, Snapshot
 from extproc.server import extproc
 from extproc.server.extproc import ExternalProcessor
 from tests.builders import DUPLEX, KEPT_HEADERS, answer_headers, context, destination, hint, streams
+from tests.fakes.collector import Collector, Span
 
 POOL = Pool("default", "chat")
 SNAPSHOT = Snapshot(
@@ -42,12 +45,18 @@ class Running:
     """A server on a free port, and what it wrote and counted."""
 
     def __init__(
-        self, policy: PolicyConfig | None = None, *, snapshot: Any = lambda: SNAPSHOT, loads: Any = dict
+        self,
+        policy: PolicyConfig | None = None,
+        *,
+        snapshot: Any = lambda: SNAPSHOT,
+        loads: Any = dict,
+        traced: bool = False,
     ) -> None:
         policy = policy or default_policy()
         self.stream = io.BytesIO()
         self.metrics = Metrics()
         logger = make_logger("json", "info", self.stream)
+        self.tracing = Tracing(self.metrics, logger) if traced else None
         self.processor = ExternalProcessor(
             Binding(),
             snapshot,
@@ -56,6 +65,7 @@ class Running:
             DecisionLog(logger, "json", "info", lambda _, flush: flush(), self.stream),
             self.metrics,
             loads,
+            self.tracing,
         )
 
     @property
@@ -434,3 +444,71 @@ async def test_a_stream_that_ends_before_it_is_decided_is_counted(channel: grpc.
     await rest(stream)
 
     assert sample(running, "owned_by_undecided_streams_total") == 1
+
+
+PARENT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+
+
+@asynccontextmanager
+async def tracing(monkeypatch: pytest.MonkeyPatch, **how: Any) -> AsyncIterator[tuple[grpc.aio.Channel, list[Span]]]:
+    """A server that traces, and the spans that have arrived once the context has ended."""
+    async with Collector() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        running = Running(**how, traced=True)
+        assert running.tracing is not None
+        async with serving(running) as opened:
+            yield opened, collector.spans
+        await asyncio.to_thread(running.tracing.close)
+
+
+async def test_a_stream_is_one_span_whose_parent_is_in_its_initial_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with tracing(monkeypatch) as (opened, spans):
+        stream = call(opened, PARENT)
+        await stream.write(headers(x_request_id="r-1"))
+        await stream.read()
+        data = b'{"owned_by": "sglang", "model": "m"}'
+        await stream.write(pb.ProcessingRequest(request_body=pb.HttpBody(body=data, end_of_stream=True)))
+        await rest(stream)
+
+    assert [(f"00-{span.trace}-{span.parent}-01", span.error, span.attributes) for span in spans] == [
+        (
+            PARENT["traceparent"],
+            None,
+            {
+                "owned_by.attachment": "before",
+                "owned_by.decision": "restrict",
+                "owned_by.reason": "owner-matched",
+                "owned_by.owner": "sglang",
+                "owned_by.model": "m",
+                "owned_by.endpoints": 1,
+                "owned_by.asked_body": True,
+                "x-request-id": "r-1",
+            },
+        )
+    ]
+
+
+async def test_a_stream_that_ends_undecided_is_no_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with tracing(monkeypatch) as (opened, spans):
+        stream = call(opened, PARENT)
+        await stream.write(headers())
+        await stream.done_writing()
+        await rest(stream)
+
+    assert spans == []
+
+
+@pytest.mark.parametrize(
+    ("how", "metadata", "cause"), [({}, {names.POOL: "chat"}, "protocol"), ({"loads": None}, {}, "internal")]
+)
+async def test_a_stream_that_is_aborted_is_a_span_with_an_error(
+    how: dict[str, Any], metadata: dict[str, str], cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with tracing(monkeypatch, **how) as (opened, spans):
+        stream = call(opened, metadata | PARENT)
+        with contextlib.suppress(grpc.aio.AioRpcError):  # it may be aborted before the message is on its way
+            await stream.write(headers(x_owned_by="sglang", x_gateway_model_name="m"))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stream.read()
+
+    assert [(span.error, span.attributes) for span in spans] == [(cause, {"error.type": cause})]

@@ -187,6 +187,7 @@ async def test_it_listens_before_it_is_ready_and_can_be_ended_then(tmp_path: Pat
 
     assert (seen, code) == ([200, 503], 0)
     assert components == {
+        "routing": False,
         "endpoints": False,
         "pods": False,
         "policy": True,

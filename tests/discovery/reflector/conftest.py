@@ -34,7 +34,7 @@ def token(tmp_path: Path) -> Path:
 async def follow(
     server: ApiServer, token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Follow]:
-    """Starts a reflector."""
+    """Starts a reflector, or with `runs=False` makes one that the test may start."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     api = KubernetesApi(write_kubeconfig(tmp_path / "kubeconfig", server.url, tokenFile=str(token)))
     await api.connect()
@@ -44,9 +44,12 @@ async def follow(
         resource: Resource = PODS,
         timing: Timing = Timing(),  # noqa: B008 - frozen
         on_change: Callable[[Any, Any], None] = lambda _old, _new: None,
+        *,
+        runs: bool = True,
     ) -> Following:
         following = Following(api, server, resource, timing, on_change)
-        tasks.append(asyncio.create_task(following.reflector.run()))
+        if runs:
+            tasks.append(asyncio.create_task(following.reflector.run()))
         return following
 
     yield start

@@ -64,6 +64,16 @@ class Following:
         over.set()
         return seconds
 
+    async def waits(self) -> float:
+        """Until the reflector begins to wait, which it is not let through; how many seconds it wanted to."""
+        async with asyncio.timeout(PATIENCE):
+            seconds, _ = await self._naps.get()
+        return seconds
+
+    def relists(self) -> asyncio.Task[str | None]:
+        """Ask for a list."""
+        return asyncio.create_task(self.reflector.relist())
+
     async def lists(self, *documents: Any, version: str = "1") -> None:
         """Answer the list that the reflector asks for next."""
         exchange = await self.server.request()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from extproc.discovery.kubernetes import ApiError, Params
@@ -17,12 +17,14 @@ from extproc.discovery.reflector import Reflector
 from extproc.observability.logs import make_logger
 from extproc.observability.metrics import Metrics
 from tests.discovery.reflector.following import bookmark, document, event, failure, page, pod
+from tests.fakes.api_server import PATIENCE
 
 NAMES = ("a", "b", "c")
 WRITES = st.tuples(st.sampled_from(["put", "delete"]), st.sampled_from(NAMES))
 NEWS = st.tuples(st.sampled_from(["deliver", "repeat"]), st.integers(0, 5))
 TROUBLE = st.tuples(st.sampled_from(["bookmark", "end", "cut", "rubbish", "error", "expired", "refused", "next page"]))
-SCRIPTS = st.lists(st.one_of(WRITES, WRITES, NEWS, NEWS, TROUBLE), max_size=60)
+ASKED = st.one_of(st.tuples(st.just("relist"), st.integers(0, 3)), st.just(("pause",)))
+SCRIPTS = st.lists(st.one_of(WRITES, WRITES, NEWS, NEWS, TROUBLE, ASKED), max_size=60)
 
 
 class Store:
@@ -33,8 +35,34 @@ class Store:
         self.version = 10
         self.versions: dict[str, int] = {}
         self.log: list[tuple[int, dict[str, Any]]] = []
+        self.reflector: Reflector[Pod]
+        self.asked: list[asyncio.Task[str | None]] = []
 
-    def write(self, verb: str, name: str) -> bool:
+    async def happens(self, verb: str, *arguments: Any) -> bool:
+        """Do what a line of the script says, if it is a write, or somebody who asks for a list, or nothing for a while.
+
+        A list shows all that was written before it was asked for, and interrupts whoever is here: with the asking, the end
+        of the turn's time and the interruption, in so many of the loop's ticks, or later.
+        """
+
+        async def ask(since: int, before: dict[str, int]) -> str | None:
+            error = await self.reflector.relist()
+            known = {name: int(one.metadata.resource_version) for (_, name), one in self.reflector.objects.items()}
+            later = {line["object"]["metadata"]["name"] for version, line in self.log if version > since}
+            assert error or {name for name in NAMES if known.get(name) != before.get(name)} <= later
+            return error
+
+        ticks = 0
+        if verb == "pause":
+            ticks = 3
+        elif verb == "relist":
+            ticks = arguments[0]
+            self.asked.append(asyncio.create_task(ask(self.version, dict(self.versions))))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        return verb in {"pause", "relist"} or self.write(verb, *arguments)
+
+    def write(self, verb: str, name: str = "") -> bool:
         """Do what a line of the script says, if it is a write."""
         if verb == "put":
             self.version += 1
@@ -52,7 +80,7 @@ class Store:
     async def get(self, _path: str, params: Params) -> bytes:
         """A page with one object; the store may be written to in between, the list stays that of one moment."""
         for verb, *arguments in self.script:
-            if self.write(verb, *arguments):
+            if await self.happens(verb, *arguments):
                 continue
             if verb in {"cut", "error", "refused"}:
                 raise ApiError(500, verb)
@@ -74,7 +102,7 @@ class Store:
 
     async def _lines(self, since: int) -> AsyncIterator[bytes]:
         for verb, *arguments in self.script:
-            if self.write(verb, *arguments):
+            if await self.happens(verb, *arguments):
                 continue
             if verb == "end":
                 return
@@ -86,6 +114,7 @@ class Store:
         for version, line in self.log:
             if version > since:
                 yield msgspec.json.encode(line)
+        await self.happens("pause")  # whoever was to ask has asked
         raise asyncio.CancelledError  # the script is over, and all is told
 
     def _said(self, verb: str, since: int, number: int = 0) -> Iterator[dict[str, Any]]:
@@ -119,13 +148,18 @@ async def _follow(store: Store) -> tuple[dict[tuple[str, str], Pod], dict[tuple[
 
     logger = make_logger("json", "critical", io.BytesIO())
     reflector: Reflector[Pod] = Reflector(store, PODS, "", on_change, Metrics(), logger, sleep=_at_once)  # type: ignore[arg-type]
+    store.reflector = reflector
     with contextlib.suppress(asyncio.CancelledError):
         await reflector.run()
+    async with asyncio.timeout(PATIENCE):
+        answers = await asyncio.gather(*store.asked)
+    assert set(answers) <= {None, "cut", "error", "expired", "refused"}  # in particular, nobody waited until the end
     return reflector.objects, heard
 
 
 @settings(max_examples=500)
 @given(SCRIPTS)
+@example([("relist", 1), ("next page",), ("pause",)])  # the list that it asked for is interrupted by its own asking
 def test_in_the_end_the_reflector_knows_what_is_in_the_store(script: list[tuple[Any, ...]]) -> None:
     store = Store(script)
     known, heard = asyncio.run(_follow(store))

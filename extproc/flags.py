@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags: the values that they take, the variables that can say them, and what they must not say together."""
+
+import ipaddress
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+from extproc.envoy.binding import Attachment, ProtocolError, parse_pool
+from extproc.policy.config import Duration
+from extproc.policy.types import Pool
+from extproc.settings import ALL_NAMESPACES, refreshed_every
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LAST_PORT: Final = 65535
+_LEAST_REFRESH: Final = 0.05
+_NAMESPACE: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_LABEL_KEY: Final = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
+class DurationType(click.ParamType[Any]):
+    """A length of time in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """`5s` -> 5.0."""
+        try:
+            return value if isinstance(value, float) else Duration.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class PoolType(click.ParamType[Any]):
+    """The name of a pool."""
+
+    name = "namespace/name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Pool:
+        """`default/chat` -> Pool."""
+        try:
+            return value if isinstance(value, Pool) else parse_pool(value)
+        except ProtocolError as error:
+            self.fail(str(error), param, ctx)
+
+
+class LabelsType(click.ParamType[Any]):
+    """Labels that all must be there."""
+
+    name = "key=value,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
+        """`app=vllm,tier=gpu` -> labels that all must be there."""
+        if isinstance(value, dict):
+            return value
+        pairs = [part.replace("==", "=").partition("=") for part in value.split(",")]
+        if not all(_LABEL_KEY.fullmatch(key.strip()) and equals for key, equals, _ in pairs):
+            self.fail(f"`{value}` is not a list of key=value: other selectors are not supported", param, ctx)
+        return {key.strip(): wanted.strip() for key, _, wanted in pairs}
+
+
+class PortType(click.IntRange):
+    """A port; 0 is a free one."""
+
+    name = "port"
+
+
+class PortsType(click.ParamType[Any]):
+    """Ports, each once."""
+
+    name = "port,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """`8000,8001` -> ports."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in value.split(",")]
+        if not all(word.isascii() and word.isdigit() and 0 < int(word) <= LAST_PORT for word in words):
+            self.fail(f"`{value}` is not a list of ports from 1 to {LAST_PORT}", param, ctx)
+        return tuple(dict.fromkeys(map(int, words)))
+
+
+class NamespacesType(click.ParamType[Any]):
+    """Namespaces, each once."""
+
+    name = "namespace,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """`team-a,team-b` or `*` -> namespaces."""
+        if isinstance(value, tuple):
+            return value
+        words = tuple(dict.fromkeys(word.strip() for word in value.split(",")))
+        if words != (ALL_NAMESPACES,) and not all(_NAMESPACE.fullmatch(word) for word in words):
+            self.fail(f"`{value}` is not a list of namespaces, nor `{ALL_NAMESPACES}` for all", param, ctx)
+        return words
+
+
+class HostsType(click.ParamType[Any]):
+    """Host names, each once."""
+
+    name = "host,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """`admin.example,owned-by` -> names in lower case."""
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip().lower() for word in value.split(",")]
+        if not all(_NAME.fullmatch(word) for word in words):
+            self.fail(f"`{value}` is not a list of host names, which have no port", param, ctx)
+        return tuple(dict.fromkeys(words))
+
+
+class ConfigMapType(click.ParamType[Any]):
+    """The name of a ConfigMap."""
+
+    name = "[namespace/]name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """`owned-by` or `team-a/owned-by`, as it is."""
+        *namespace, name = value.split("/")
+        if len(namespace) > 1 or not all(_NAMESPACE.fullmatch(word) for word in namespace) or not _NAME.fullmatch(name):
+            self.fail(f"`{value}` is not [namespace/]name", param, ctx)
+        return str(value)
+
+
+def flag(name: str, **settings: Any) -> Callable[[F], F]:
+    """A flag that can also be given as OWNED_BY_<FLAG>."""
+    variable = "OWNED_BY_" + name.removeprefix("--").replace("-", "_").upper()
+    return click.option(name, envvar=variable, show_envvar=True, show_default=True, **settings)
+
+
+def refuse_contradictions(flags: dict[str, Any]) -> None:
+    """Flags that say two things at once, or half of one."""
+    if flags["config_file"] and flags["config_map"]:
+        raise click.UsageError("--config-file and --config-map exclude each other: both name the policy")
+    for flag in ("namespaces", "endpoint_selector"):
+        if flags["endpoints_file"] and flags[flag]:
+            raise click.UsageError(f"--endpoints-file and --{flag.replace('_', '-')} exclude each other")
+    if bool(flags["endpoint_selector"]) != bool(flags["endpoint_target_ports"]):
+        raise click.UsageError("--endpoint-selector and --endpoint-target-ports go together")
+    if flags["endpoint_selector"] and flags["namespaces"] == (ALL_NAMESPACES,):
+        raise click.UsageError("--endpoint-selector needs namespaces by name")
+    if not flags["admin_token_file"] and not _is_loopback(flags["admin_address"]):
+        raise click.UsageError("--admin-address is not loopback: --admin-token-file is needed")
+    _refuse_times(flags)
+
+
+def _refuse_times(flags: dict[str, Any]) -> None:
+    """Times that are too short, or do not go together."""
+    if 0 < flags["probe_interval"] < 1:
+        raise click.UsageError("--probe-interval must be 1s or longer, or 0s for never")
+    refresh = refreshed_every(flags["refresh_metrics_interval"], Attachment(flags["attachment"]))
+    if 0 < refresh < _LEAST_REFRESH:
+        raise click.UsageError("--refresh-metrics-interval must be 50ms or longer, or 0s for never")
+    if flags["metrics_staleness_threshold"] < 3 * refresh:
+        raise click.UsageError("--metrics-staleness-threshold must be at least three times --refresh-metrics-interval")
+    if flags["probe_timeout"] <= 0:
+        raise click.UsageError("--probe-timeout must be longer than nothing")
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

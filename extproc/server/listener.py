@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP ports: a server inside our loop, and what the metrics port serves."""
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import uvicorn
+from prometheus_client import CollectorRegistry, make_asgi_app
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+_GRACE: Final = 1
+"""Seconds for which the exit waits for a client that does not read its answer."""
+
+
+def metrics_app(registry: CollectorRegistry) -> ASGIApp:
+    """`/metrics` in Prometheus' formats."""
+    # A mount answers the path without a slash behind it with a redirect, which a scraper or curl need not follow.
+    return Starlette(routes=[Route("/metrics", _Served(make_asgi_app(registry)))])
+
+
+class _Served:
+    """An ASGI application as a route takes it: a plain function would be taken for one that answers a Request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+class HttpServer(uvicorn.Server):
+    """A uvicorn server inside our loop: signals are the process's business, not its."""
+
+    def __init__(self, app: ASGIApp, address: str, port: int, on_stop: Callable[[], None] = lambda: None) -> None:
+        """Bind now, so that a taken port is an error before anything is served. Raises OSError.
+
+        `on_stop` is called when it begins to stop: then it waits for its answers to end, a second for those that do not.
+        """
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE
+        )
+        super().__init__(config)
+        self._on_stop = on_stop
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self.socket = socket.create_server((address, port), family=family)
+        self.port: int = self.socket.getsockname()[1]
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the process's handlers alone."""
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop; called by `serve` when `should_exit` is set."""
+        self._on_stop()
+        await super().shutdown(sockets)
+
+    async def run_until_stopped(self) -> None:
+        """Serve until `should_exit` is set."""
+        await self.serve(sockets=[self.socket])

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an admin request says, read strictly: a body as a type, a query as names that are known."""
+
+from collections.abc import Collection
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import ClientDisconnect, Request
+
+from extproc.envoy.binding import Attachment, BodyMode
+from extproc.policy.config import Selector
+from extproc.server.answers import Mistake
+
+T = TypeVar("T")
+
+MAX_BODY: Final = 1_048_576
+"""The longest body that is read, in bytes."""
+VERSION: Final = "The version that the change is made for, as GET gave it: if it is another one by now, 409."
+
+_END: Final = r"$(?!\n)"
+"""The end, also to Python, whose `$` is before a last line end too."""
+_OWNER: Final = r"(?![aA][nN][yY](?:,|$))[A-Za-z0-9._/-]{1,128}"
+OWNERS: Final = rf"^{_OWNER}(,{_OWNER}){{0,7}}{_END}"
+POOL: Final = rf"^[^/]+/[^/]+{_END}"
+
+HeaderName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+" + _END, max_length=256)]
+HeaderValue = Annotated[str, Meta(pattern=r"^[^\x00-\x08\x0a-\x1f\x7f]*" + _END, max_length=65_536)]
+
+
+def _text(description: str, **rules: Any) -> Any:
+    return Meta(description=description, **{"max_length": 65_536, **rules})
+
+
+class RoutingChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"version": "resourceVersion"}):
+    """A routing entry to be stored."""
+
+    model: Annotated[str, _text("The model's name.", min_length=1, max_length=256)]
+    owned_by: Annotated[str, _text("Whose endpoints these are to be.", pattern=f"^{_OWNER}{_END}")]
+    selector: Annotated[Selector, Meta(description="The labels that they have; not empty.")]
+    version: Annotated[str, _text(VERSION, max_length=64)] = ""
+
+
+class Explain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request to be explained, as a client would send it, and what the gateway would say of it."""
+
+    path: Annotated[str, _text("Its path, with the query.", pattern="^/")]
+    method: Annotated[str, _text("Its method.", pattern=f"^[A-Z]{{1,32}}{_END}")] = "POST"
+    headers: Annotated[dict[HeaderName, HeaderValue], Meta(description="Its headers.")] = {}
+    body: Annotated[str | dict[str, Any], Meta(description="Its body: the text of it, or a JSON object.")] = ""
+    attachment: Annotated[Attachment | None, Meta(description="Where the filter sits.")] = None
+    pool: Annotated[
+        Annotated[str, Meta(pattern=POOL, max_length=512)] | None, Meta(description="The pool that the filter names.")
+    ] = None
+    cluster: Annotated[str, _text("Where the route leads, as Envoy calls it (`xds.cluster_name`).")] = ""
+    pick: Annotated[str, _text("What the EPP picked, `ip:port,...`, for `after`.")] = ""
+    body_mode: Annotated[BodyMode | None, Meta(description="How a body comes.")] = None
+
+
+async def body_of(request: Request) -> bytes:
+    """The whole body. Raises Mistake if it is longer than MAX_BODY, or cut."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise Mistake(f"the body is longer than {MAX_BODY} bytes", status=413, code="body_too_large")
+    except ClientDisconnect as error:
+        raise Mistake("the body did not come to its end") from error
+    return bytes(body)
+
+
+async def decoded(request: Request, kind: type[T]) -> T:
+    """The body as a `kind`. Raises Mistake for one that is none."""
+    body = await body_of(request)
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        message, _, place = str(error).partition(" - at `")
+        path = place.removeprefix("key` in `").rstrip("`")  # where a key of an object is at fault
+        raise Mistake(message, path.removeprefix("$").removeprefix(".")) from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Mistake(f"the body is not JSON: {error}") from error
+
+
+def parameters(request: Request, *, required: Collection[str] = (), optional: Collection[str] = ()) -> dict[str, str]:
+    """The query, each name once. Raises Mistake for a name that is missing, unknown, empty or given twice."""
+    found: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in required and name not in optional:
+            raise Mistake(f"there is no parameter `{name[:100]}`", name[:100])
+        if name in found:
+            raise Mistake(f"`{name}` is given more than once", name)
+        found[name] = value
+    for name in required:
+        if not found.get(name):
+            raise Mistake(f"`{name}` is missing", name)
+    return found
