@@ -71,22 +71,23 @@ def keys(document: Schema) -> Iterator[Key]:
     yield from _keys(document, document["$defs"][_name(document)], "")
 
 
-def _keys(document: Schema, kind: Schema, path: str, action: str = "") -> Iterator[Key]:
+def _keys(document: Schema, kind: Schema, path: str) -> Iterator[Key]:
     for name, key in kind["properties"].items():
+        if name == "action":  # it has a row of its own, above those of all the actions that there are
+            continue
         here = path + name
-        yield Key(here, key, name in kind["required"], action)
-        below, listed = _objects(key), "[]" if "items" in key else ""
-        inner = [document["$defs"][each] for each in below]
-        actions = [each["properties"]["action"]["enum"][0] for each in inner if "action" in each["properties"]]
-        if actions:
+        yield Key(here, key, name in kind["required"], _action(kind))
+        inner = [document["$defs"][each] for each in _objects(key)]
+        if actions := [_action(each) for each in inner if _action(each)]:
             default = {"default": key["default"]["action"]} if key.get("default") else {}
             yield Key(f"{here}.action", {"enum": actions} | default, required=True)
         for each in inner:
-            yield from (
-                found
-                for found in _keys(document, each, f"{here}{listed}.", actions[inner.index(each)] if actions else "")
-                if found.path != f"{here}.action"
-            )
+            yield from _keys(document, each, f"{here}[]." if "items" in key else f"{here}.")
+
+
+def _action(kind: Schema) -> str:
+    """The action that an object is, "" if it is none."""
+    return str(kind["properties"]["action"]["enum"][0]) if "action" in kind["properties"] else ""
 
 
 def _objects(key: Schema) -> list[str]:
@@ -115,11 +116,7 @@ def policy(document: Schema) -> str:
         absent = "required" if key.required and default is None else shown if key.leaf and default is not None else ""
         about = key.schema.get("description", "What is done: see [actions](#actions).")
         rows.append((f"`{key.path}`", _values(key), absent, about))
-    actions = {
-        kind["properties"]["action"]["enum"][0]: kind["description"]
-        for kind in document["$defs"].values()
-        if "action" in kind["properties"]
-    }
+    actions = {_action(kind): kind["description"] for kind in document["$defs"].values() if _action(kind)}
     return _page(
         [
             intro,

@@ -362,6 +362,12 @@ def test_a_model_is_asked_for_by_its_alias_too() -> None:
     assert outcome(decision) == (C,)
 
 
+def test_an_unknown_owner_that_may_pass_does_not_shorten_the_list() -> None:
+    asked = asking("nobody", method="GET", path="/v1/models")
+    decision = decide(asked, LISTED, policy("whenUnknown: {action: passthrough}\n"))
+    assert outcome(decision) == (AB_S, AB_V, C)
+
+
 def test_where_no_list_is_known_an_engine_answers() -> None:
     world = snapshot(endpoint(1, "vllm", None))
     assert outcome(decide(asking(method="GET", path="/v1/models"), world, policy())) == ("pass", "owner-absent")

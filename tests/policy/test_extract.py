@@ -233,6 +233,9 @@ def test_the_names_of_the_policy_are_read_in_their_order() -> None:
     assert read_head(policy_=own, x_a=["a"], x_b=["b"], x_owned_by=["c"]).param == "x-b"
     assert read_head("/v1/completions?owned_by=c", own).owners == ()
     assert read_body({"owned_by": "a", "e": "b"}, policy_=own).owners == ("b",)
+    asked = policy("sources: {query: [b, a]}\n")
+    assert read_head("/v1/completions?a=x&owned_by=y&b=z", asked).param == "b"
+    assert read_head("/v1/completions?owned_by=y", asked).owners == ()
 
 
 def test_a_malformed_head_is_not_healed_by_the_body() -> None:
@@ -511,6 +514,16 @@ def test_what_a_filter_before_us_has_found_out_takes_the_place_of_what_a_request
 )
 def test_only_the_policys_paths_are_interpreted(path: str, interpreted: bool) -> None:  # noqa: FBT001 - a column
     assert read_head(path).interpreted is interpreted
+
+
+@pytest.mark.parametrize(
+    ("path", "interpreted"),
+    [("/openai/chat", True), ("/v1", True), ("/v1/chat/completions", False), ("/openai", False), ("/" * 200, False)],
+)
+def test_a_policy_may_have_other_paths(path: str, interpreted: bool) -> None:  # noqa: FBT001 - a column
+    own = policy("paths: ['/openai/*', /v1]\n")
+    assert read_head(path, own).interpreted is interpreted
+    assert read_head("/openai/" + "x" * 200, own).interpreted
 
 
 def test_the_headers_that_are_read_are_known_before() -> None:

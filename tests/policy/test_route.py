@@ -564,6 +564,12 @@ SELECTED: dict[str, Row] = {
         "a",
         ("pod-1", "pod-2", "pod-3", "owner-matched", "vllm"),
     ),
+    "In, the value is another label's": (
+        to(expressions("key: tier, operator: In, values: [stable, canary]")),
+        ("vllm",),
+        "a",
+        NOT_FOUND,
+    ),
     "In, the label is absent": (
         to(expressions("key: gone, operator: In, values: ['']")),
         ("vllm",),

@@ -212,6 +212,13 @@ def test_who_is_not_named_is_drawn(request_: InferenceRequest, owners: tuple[str
     assert drawn(request_, SPLITTING, lambda: "r-1").drawn == owners
 
 
+def test_a_split_of_one_model_alone_draws_too() -> None:
+    split = policy("models:\n- {model: m, whenAbsent: {action: split, weights: {vllm: 1}}}\n")
+
+    assert drawn(asking(model="m"), split, lambda: "r-1").drawn == ("vllm",)
+    assert drawn(asking(model="x"), split, lambda: "r-1").drawn == ()
+
+
 def test_a_draw_changes_nothing_else() -> None:
     assert drawn(asking(model="x"), SPLITTING, lambda: "r-1") == asking(model="x", drawn=("vllm",))
 
