@@ -12,6 +12,7 @@ from extproc.envoy.binding import Attachment, Binding
 from extproc.envoy.pb import external_processor_pb2 as pb
 from extproc.envoy.replies import Replies
 from extproc.envoy.session import Session
+from extproc.observability.logs import DecisionLine
 from extproc.policy.config import PolicyConfig
 from extproc.policy.extract import from_head
 from extproc.policy.loading import parse_policy
@@ -349,3 +350,20 @@ def _with(message: pb.ProcessingResponse, metadata: dict[str, Any]) -> pb.Proces
 
 def _option(name: str, value: str) -> pb.HeaderValueOption:
     return pb.HeaderValueOption(header=pb.HeaderValue(key=name, raw_value=value.encode()))
+
+
+def decision_line(**fields: Any) -> DecisionLine:
+    """The line of a decision that has nothing special but what is said."""
+    given: dict[str, Any] = {
+        "request_id": "r-1",
+        "attachment": "before",
+        "decision": "restrict",
+        "reason": "owner-matched",
+        "owner": "sglang",
+        "owners": ("sglang",),
+        "model": "m",
+        "endpoints": 2,
+        "destination": "127.0.0.1:1",
+        "microseconds": 40,
+    }
+    return DecisionLine(**given | fields)

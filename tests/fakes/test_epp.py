@@ -16,7 +16,8 @@ from extproc.envoy.pb import external_processor_pb2 as pb
 from tests.builders import body, header_map, headers, struct, trailers
 from tests.dataplane.wire import chunks, digest, exchange, head, post
 from tests.fakes.backend import FIRST, LAST, Backend, opened
-from tests.fakes.epp import FRAME, METHOD, SERVICE, SUBSET, SUBSET_NAMESPACE, EndpointPicker, Seen
+from tests.fakes.epp import FRAME, SUBSET, SUBSET_NAMESPACE, EndpointPicker, Seen
+from tests.streams import call
 
 CHAT = "/v1/chat/completions"
 RANK_0, RANK_1, OTHER, IPV6 = POOL = ("10.0.0.1:8000", "10.0.0.1:8001", "10.0.0.2:8000", "[fd00::1]:8000")
@@ -33,12 +34,11 @@ def hinted(message: pb.ProcessingRequest, value: Any) -> pb.ProcessingRequest:
 async def converse(picker: EndpointPicker, *messages: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
     """All that the picker says to a stream of these messages."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{picker.port}") as channel:
-        method = channel.stream_stream(
-            f"/{SERVICE}/{METHOD}",
-            request_serializer=pb.ProcessingRequest.SerializeToString,
-            response_deserializer=pb.ProcessingResponse.FromString,
-        )
-        return [reply async for reply in method(iter(messages))]
+        stream = call(channel)
+        for message in messages:
+            await stream.write(message)
+        await stream.done_writing()
+        return [reply async for reply in stream]
 
 
 def picked(destination: str, **added: str) -> pb.ProcessingResponse:

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`owned-by serve` in a namespace of the real API server, under its own service account and its own Role."""
 
-import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,15 +13,13 @@ from google.protobuf.json_format import MessageToDict
 from extproc.demo.client import LOOPBACK, send
 from extproc.demo.processes import Server
 from extproc.envoy import names
-from extproc.envoy.pb import external_processor_pb2 as pb
+from tests.heard import Heard, Json
 from tests.kubernetes.controlplane import ControlPlane
 from tests.kubernetes.manifests import load
+from tests.streams import call, first
 
 ACCOUNT: Final = "owned-by"
-PATIENCE: Final = 30.0
 _HOUR: Final = 3600.0
-
-Json = dict[str, Any]
 
 
 def pool(name: str, namespace: str, *ports: int, selector: dict[str, str] | None = None) -> Json:
@@ -53,17 +49,10 @@ def labels(engine: str) -> dict[str, str]:
 
 @dataclass
 class Program:
-    """A running server and what it said; `said` is every line since it began, `heard` wakes for each."""
+    """A running server, and what it says."""
 
     server: Server
-    said: list[Json] = field(default_factory=list)
-    heard: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def hear(self, line: str) -> None:
-        """Take a line."""
-        with contextlib.suppress(ValueError):
-            self.said.append(json.loads(line))
-        self.heard.set()
+    heard: Heard
 
     async def page(self, path: str) -> Json:
         """An admin page."""
@@ -83,30 +72,13 @@ class Program:
 
     async def until(self, seen: Callable[[], Any], wanted: Any) -> None:
         """Wait until `await seen()` is `wanted`, looking again each time that the server says something."""
-        found = None
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while True:
-                    self.heard.clear()
-                    if (found := await seen()) == wanted:
-                        return
-                    await self.heard.wait()
-        except TimeoutError:
-            raise AssertionError(f"{found} and not {wanted}; it said {self.said[-10:]}") from None
+        await self.heard.until(seen, lambda found: found == wanted)
 
     async def hint(self, **headers: str) -> list[str]:
         """What the EPP would be told of a request with these headers (`_` stands for `-`), over a stream as Envoy's."""
-        request = pb.ProcessingRequest(protocol_config=pb.ProtocolConfiguration())
-        fields = {":method": "POST", ":path": "/v1/completions"} | {n.replace("_", "-"): v for n, v in headers.items()}
-        for name, value in fields.items():
-            request.request_headers.headers.headers.append(pb.HeaderValue(key=name, raw_value=value.encode()))
         async with grpc.aio.insecure_channel(f"{LOOPBACK}:{self.server.grpc_port}") as channel:
-            stream = channel.stream_stream(
-                f"/{names.SERVICE}/{names.METHOD}",
-                request_serializer=pb.ProcessingRequest.SerializeToString,
-                response_deserializer=pb.ProcessingResponse.FromString,
-            )()
-            await stream.write(request)
+            stream = call(channel)
+            await stream.write(first(**headers))
             answer = await stream.read()
         said = MessageToDict(answer.dynamic_metadata)
         found: list[str] = said.get(names.SUBSET_NAMESPACE, {}).get(names.SUBSET, [])
@@ -114,13 +86,7 @@ class Program:
 
     async def line(self, **fields: Any) -> Json:
         """The first line with these fields, now or when it comes."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                self.heard.clear()
-                for line in self.said:
-                    if fields.items() <= line.items():
-                        return line
-                await self.heard.wait()
+        return await self.heard.line(**fields)
 
 
 @contextlib.asynccontextmanager
@@ -136,14 +102,7 @@ async def deployed(control_plane: ControlPlane, namespace: str, folder: Path) ->
 @contextlib.asynccontextmanager
 async def running(kubeconfig: Path, *flags: str, until: Any = "ready") -> AsyncIterator[Program]:
     """The program with this kubeconfig, ready or, if not, listening; its endpoints are not probed unless flags say so."""
-    program: Program | None = None
-
-    def on_line(line: str) -> None:
-        assert program is not None
-        program.hear(line)
-
+    heard = Heard()
     given = ("--kubeconfig", str(kubeconfig), "--log-level", "debug", "--probe-interval", "0s", *flags)
-    server = Server(*given, on_line=on_line, until=until)
-    program = Program(server)
-    async with server:
-        yield program
+    async with Server(*given, on_line=heard, until=until) as server:
+        yield Program(server, heard)

@@ -21,9 +21,10 @@ from extproc.observability.metrics import Metrics
 from extproc.policy.config import Route, Selector
 from extproc.policy.routing import Refused, Routing, parse_routing, put, remove, routing_document
 from extproc.policy.types import Pool
+from tests.heard import PATIENCE
 from tests.kubernetes.controlplane import ControlPlane
 from tests.kubernetes.manifests import load
-from tests.kubernetes.program import PATIENCE, deployed, labels, pool
+from tests.kubernetes.program import deployed, labels, pool
 from tests.kubernetes.resources import CORE, collection
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]

@@ -14,11 +14,12 @@ import pytest
 import pytest_asyncio
 
 from extproc.demo.client import send
+from tests.heard import PATIENCE
 from tests.kubernetes.conftest import fresh_namespace
 from tests.kubernetes.controlplane import ControlPlane
 from tests.kubernetes.crds import CRDS
 from tests.kubernetes.manifests import load
-from tests.kubernetes.program import ACCOUNT, PATIENCE, Program, deployed, labels, policy, pool, running
+from tests.kubernetes.program import ACCOUNT, Program, deployed, labels, policy, pool, running
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 

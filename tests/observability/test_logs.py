@@ -8,20 +8,8 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from extproc.observability.logs import DecisionLine, DecisionLog, make_logger
-
-LINE = {
-    "request_id": "r-1",
-    "attachment": "before",
-    "decision": "restrict",
-    "reason": "owner-matched",
-    "owner": "sglang",
-    "owners": ("sglang",),
-    "model": "m",
-    "endpoints": 2,
-    "destination": "127.0.0.1:1",
-    "microseconds": 40,
-}
+from extproc.observability.logs import DecisionLog, make_logger
+from tests.builders import decision_line
 
 
 def at_once(_seconds: float, callback: Callable[[], None]) -> None:
@@ -40,7 +28,7 @@ def test_a_line_is_json_with_the_epps_field_names() -> None:
 def test_a_decision_line_has_the_same_shape() -> None:
     stream = io.BytesIO()
     logger = make_logger("json", "info", stream)
-    DecisionLog(logger, "json", "info", at_once, stream)(DecisionLine(**LINE))
+    DecisionLog(logger, "json", "info", at_once, stream)(decision_line())
     line = msgspec.json.decode(stream.getvalue())
 
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line.pop("ts"))
@@ -65,7 +53,7 @@ def test_a_decision_line_has_the_same_shape() -> None:
 def test_decisions_are_silent_above_info(form: str) -> None:
     stream = io.BytesIO()
     logger = make_logger(form, "warning", stream)
-    DecisionLog(logger, form, "warning", at_once, stream)(DecisionLine(**LINE))
+    DecisionLog(logger, form, "warning", at_once, stream)(decision_line())
 
     assert stream.getvalue() == b""
 
@@ -73,7 +61,7 @@ def test_decisions_are_silent_above_info(form: str) -> None:
 def test_a_console_line_can_be_read_by_a_person() -> None:
     stream = io.BytesIO()
     logger = make_logger("console", "info", stream)
-    DecisionLog(logger, "console", "info", at_once, stream)(DecisionLine(**LINE))
+    DecisionLog(logger, "console", "info", at_once, stream)(decision_line())
 
     assert b"decision" in stream.getvalue()
     assert b"reason=owner-matched" in stream.getvalue()
@@ -85,8 +73,8 @@ def test_lines_that_come_together_are_written_together() -> None:
     log = DecisionLog(
         make_logger("json", "info", stream), "json", "info", lambda _, call: deferred.append(call), stream
     )
-    log(DecisionLine(**LINE))
-    log(DecisionLine(**LINE))
+    log(decision_line())
+    log(decision_line())
     held = stream.getvalue()
     deferred.pop()()
 
@@ -105,7 +93,7 @@ def test_a_sink_that_fails_once_loses_its_lines_and_no_more() -> None:
 
     stream = Full()
     log = DecisionLog(make_logger("json", "info", stream), "json", "info", at_once, stream)
-    log(DecisionLine(**LINE))
-    log(DecisionLine(**LINE))
+    log(decision_line())
+    log(decision_line())
 
     assert stream.getvalue().count(b"\n") == 1

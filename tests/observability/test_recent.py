@@ -2,27 +2,10 @@
 """The last decisions, and how many there were in each second."""
 
 import itertools
-from typing import Any
 
-from extproc.observability.logs import DecisionLine
 from extproc.observability.metrics import Metrics
 from extproc.observability.recent import Rates, Recent
-
-
-def line(**fields: Any) -> DecisionLine:
-    given: dict[str, Any] = {
-        "request_id": "r-1",
-        "attachment": "before",
-        "decision": "restrict",
-        "reason": "owner-matched",
-        "owner": "sglang",
-        "owners": ("sglang",),
-        "model": "m",
-        "endpoints": 2,
-        "destination": "127.0.0.1:1",
-        "microseconds": 40,
-    }
-    return DecisionLine(**given | fields)
+from tests.builders import decision_line
 
 
 def decide(metrics: Metrics, reason: str, times: int, owner: str = "") -> None:
@@ -32,7 +15,7 @@ def decide(metrics: Metrics, reason: str, times: int, owner: str = "") -> None:
 
 def test_a_decision_is_shown_with_its_own_time_and_the_fields_of_its_line() -> None:
     recent = Recent(clock=lambda: 12.3456)
-    recent(line())
+    recent(decision_line())
 
     assert recent.latest() == [
         {
@@ -54,14 +37,14 @@ def test_a_decision_is_shown_with_its_own_time_and_the_fields_of_its_line() -> N
 def test_the_newest_comes_first_and_no_more_are_kept_than_there_is_place_for() -> None:
     recent = Recent(kept=3, clock=itertools.count(1).__next__)
     for number in range(5):
-        recent(line(request_id=f"r-{number}"))
+        recent(decision_line(request_id=f"r-{number}"))
 
     assert [(one["at"], one["x-request-id"]) for one in recent.latest()] == [(5, "r-4"), (4, "r-3"), (3, "r-2")]
 
 
 def test_long_texts_are_cut() -> None:
     recent = Recent()
-    recent(line(destination="d" * 1000, owners=("o" * 1000,)))
+    recent(decision_line(destination="d" * 1000, owners=("o" * 1000,)))
     (shown,) = recent.latest()
 
     assert (shown["destination"], shown["owners"]) == ("d" * 256, ["o" * 256])

@@ -21,6 +21,7 @@ from extproc.observability.logs import DecisionLine, make_logger
 from extproc.observability.metrics import Metrics
 from extproc.observability.tracing import Metadata, Tracing, TracingError
 from extproc.policy.types import STATUS, Reason
+from tests.builders import decision_line
 from tests.fakes.collector import Collector, Span
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -29,18 +30,7 @@ UNSAMPLED = (("traceparent", f"00-{TRACE}-{PARENT}-00"),)
 
 
 def line(decision: str = "restrict", reason: str = "owner-matched", owner: str = "sglang") -> DecisionLine:
-    return DecisionLine(
-        request_id="r-1",
-        attachment="before",
-        decision=decision,
-        reason=reason,
-        owner=owner,
-        owners=("sglang",),
-        model="m",
-        endpoints=2,
-        destination="127.0.0.1:1",
-        microseconds=40,
-    )
+    return decision_line(decision=decision, reason=reason, owner=owner)
 
 
 class Traced:

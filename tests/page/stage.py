@@ -12,7 +12,7 @@ import grpc
 from extproc.demo.engines import Engines, Simulated
 from extproc.demo.processes import Server
 from extproc.envoy import names
-from extproc.envoy.pb import external_processor_pb2 as pb
+from tests.streams import call, first
 
 LLAMA: Final = "meta-llama/Llama-3.2-1B-Instruct"
 QWEN: Final = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -82,19 +82,10 @@ class Stage:
     async def decide(self, times: int = 1, pool: str = "default/chat", **headers: str) -> None:
         """Have requests with these headers (`_` stands for `-`) decided, each over a stream as Envoy's."""
         assert self.server is not None
-        request = pb.ProcessingRequest(protocol_config=pb.ProtocolConfiguration())
-        fields = {":method": "POST", ":path": "/v1/completions"} | {n.replace("_", "-"): v for n, v in headers.items()}
-        for name, value in fields.items():
-            request.request_headers.headers.headers.append(pb.HeaderValue(key=name, raw_value=value.encode()))
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self.server.grpc_port}") as channel:
-            method = channel.stream_stream(
-                f"/{names.SERVICE}/{names.METHOD}",
-                request_serializer=pb.ProcessingRequest.SerializeToString,
-                response_deserializer=pb.ProcessingResponse.FromString,
-            )
             for _ in range(times):
-                stream = method(metadata=((names.POOL, pool),))
-                await stream.write(request)
+                stream = call(channel, {names.POOL: pool})
+                await stream.write(first(**headers))
                 await stream.read()
                 stream.cancel()
 

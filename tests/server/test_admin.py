@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The admin port of the real program: what it shows, what it changes, and what it refuses."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from extproc.demo.client import send
 from extproc.demo.processes import Server
 from tests.builders import HEAD
+from tests.heard import Heard
 
 ENDPOINTS = """pools:
 - name: chat
@@ -26,32 +26,19 @@ CANARY = {"model": "m", "owned_by": "sglang", "selector": {"matchLabels": {"app"
 
 
 class Admin:
-    """A running program with its files; `lines` is what it logged."""
+    """A running program with its files; `heard` is what it logs."""
 
     def __init__(self, folder: Path, *flags: str) -> None:
         self.folder = folder
-        self.lines: list[dict[str, Any]] = []
-        self._heard = asyncio.Event()
+        self.heard = Heard()
         for name, text in (("endpoints.yaml", ENDPOINTS), ("policy.yaml", HEAD), ("token", "sesame\n")):
             self.write(name, text)
         files = (("endpoints-file", "endpoints.yaml"), ("config-file", "policy.yaml"), ("admin-token-file", "token"))
         given = [word for flag, name in files for word in (f"--{flag}", str(folder / name))]
-        self.server = Server(*given, *flags, on_line=self._hear)
+        self.server = Server(*given, *flags, on_line=self.heard)
 
     def write(self, name: str, text: str) -> None:
         (self.folder / name).write_text(text)
-
-    def _hear(self, line: str) -> None:
-        self.lines.append(json.loads(line))
-        self._heard.set()
-
-    async def line(self, **fields: Any) -> dict[str, Any]:
-        """The first line with these fields, now or when it comes."""
-        async with asyncio.timeout(10):
-            while not (found := [line for line in self.lines if fields.items() <= line.items()]):
-                self._heard.clear()
-                await self._heard.wait()
-        return found[0]
 
     async def ask(self, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, Any]:
         """The status, and the JSON or, of an error, its code, its param and its message."""
@@ -90,10 +77,10 @@ async def test_an_entry_is_stored_shown_used_changed_and_forgotten(admin: Admin)
         return (await admin.ask("POST", "/explain", question))[1]["endpoints"]
 
     before = await destinations()
-    admin.lines.clear()
+    admin.heard.said.clear()
     created, stored = await admin.ask("POST", ROUTING, CANARY | {"owned_by": "SGLang"})
     shown = await admin.ask("GET", ROUTING)
-    await admin.line(msg="loaded", source="routing")
+    await admin.heard.line(msg="loaded", source="routing")
     used = await destinations()
     other = CANARY | {"selector": {"matchExpressions": [{"key": "app", "operator": "Exists"}]}}
     changed, again = await admin.ask("POST", ROUTING, other)
@@ -223,10 +210,12 @@ async def test_every_write_is_in_the_log_with_what_it_changed_and_what_came_of_i
     await admin.ask("POST", ROUTING, CANARY)
     await admin.ask("DELETE", ROUTING + "?model=m&owned_by=sglang")
     await admin.ask("DELETE", ROUTING + "?model=m&owned_by=sglang", authorization="Bearer x")
-    await admin.line(msg="admin write", status=401)
+    await admin.heard.line(msg="admin write", status=401)
 
     names = {"method", "path", "status", "client", "model", "owned_by", "selector"}
-    written = [{k: v for k, v in line.items() if k in names} for line in admin.lines if line["msg"] == "admin write"]
+    written = [
+        {k: v for k, v in line.items() if k in names} for line in admin.heard.said if line["msg"] == "admin write"
+    ]
     line = {"method": "POST", "path": ROUTING, "status": 201, "client": "127.0.0.1"}
     delete = line | {"method": "DELETE", "status": 204}
     assert written == [
@@ -234,7 +223,7 @@ async def test_every_write_is_in_the_log_with_what_it_changed_and_what_came_of_i
         delete | {"model": "m", "owned_by": "sglang"},
         delete | {"status": 401},
     ]
-    assert "sesame" not in json.dumps(admin.lines)
+    assert "sesame" not in json.dumps(admin.heard.said)
 
 
 async def test_discover_says_what_it_found(admin: Admin) -> None:

@@ -26,6 +26,7 @@ from extproc.server import extproc
 from extproc.server.extproc import ExternalProcessor
 from tests.builders import DUPLEX, KEPT_HEADERS, answer_headers, context, destination, hint, streams
 from tests.fakes.collector import Collector, Span
+from tests.streams import call
 
 POOL = Pool("default", "chat")
 SNAPSHOT = Snapshot(
@@ -93,15 +94,6 @@ async def channel(running: Running) -> AsyncIterator[grpc.aio.Channel]:
 @pytest.fixture
 def running() -> Running:
     return Running()
-
-
-def call(channel: grpc.aio.Channel, metadata: dict[str, str] | None = None) -> grpc.aio.StreamStreamCall[Any, Any]:
-    method = channel.stream_stream(
-        f"/{names.SERVICE}/{names.METHOD}",
-        request_serializer=pb.ProcessingRequest.SerializeToString,
-        response_deserializer=pb.ProcessingResponse.FromString,
-    )
-    return method(metadata=tuple((metadata or {}).items()))
 
 
 def headers(

@@ -18,6 +18,7 @@ from extproc.demo.processes import Server, ServerError
 from extproc.envoy import names
 from extproc.envoy.pb import external_processor_pb2 as pb
 from tests.fakes.api_server import write_kubeconfig
+from tests.streams import call, first
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -50,16 +51,8 @@ async def page(server: Server, path: str) -> Any:
 
 async def open_stream(channel: grpc.aio.Channel) -> Any:
     """A stream that waits for a body, so that it stays open."""
-    method = channel.stream_stream(
-        f"/{names.SERVICE}/{names.METHOD}",
-        request_serializer=pb.ProcessingRequest.SerializeToString,
-        response_deserializer=pb.ProcessingResponse.FromString,
-    )
-    stream = method()
-    message = pb.ProcessingRequest()
-    for name, value in ((":method", "POST"), (":path", "/v1/completions"), ("content-type", "application/json")):
-        message.request_headers.headers.headers.append(pb.HeaderValue(key=name, raw_value=value.encode()))
-    await stream.write(message)
+    stream = call(channel)
+    await stream.write(first(content_type="application/json"))
     answer = await stream.read()
     assert answer.mode_override.request_body_mode == pb.ProcessingMode.BUFFERED_PARTIAL
     return stream
