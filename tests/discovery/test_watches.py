@@ -31,6 +31,7 @@ class Rig:
         self.metrics = metrics
         self.answers: dict[str, tuple[int, Any] | None] = {}
         self.events: list[str] = []
+        self.posted = asyncio.Event()
         self.lists: list[str] = []
         self.applied: list[bytes] = []
         self.told: list[tuple[str, str | None]] = []
@@ -61,6 +62,7 @@ class Rig:
             exchange = await self.server._arrived.get()
             if exchange.method == "POST":
                 self.events.append(exchange.path)
+                self.posted.set()
                 await exchange.json(201, {})
             elif "watch" in exchange.query:
                 await exchange.stream()
@@ -173,6 +175,8 @@ class TestRouting:
         rig.answers["owned-by-routing"] = config_map("owned-by-routing", routing_yaml="good")
         await rig.watches.relist()
         await waiting
+        async with asyncio.timeout(PATIENCE):
+            await rig.posted.wait()
 
         assert before == ({}, False, "routing.yaml: line 1: bad")
         assert (rig.applied, rig.events) == ([b"good"], ["/api/v1/namespaces/team-a/events"])

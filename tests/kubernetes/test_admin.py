@@ -157,9 +157,8 @@ async def test_a_document_that_somebody_broke_by_hand_is_told_and_not_overwritte
     await post(pair[0], entry("good"))
     for program in pair:
         await program.until(lambda program=program: in_force(program), ["good"])
-    broken = await control_plane.request("GET", path)
-    broken["data"] = {"routing.yaml": "routing: 7"}
-    await control_plane.apply(broken)
+    broken = {"metadata": {"name": "owned-by-routing", "namespace": namespace}, "data": {"routing.yaml": "routing: 7"}}
+    await control_plane.apply({"apiVersion": "v1", "kind": "ConfigMap"} | broken)
     await pair[0].line(msg="not loaded, the last good one stays", source="routing")
 
     status, said = await ask(pair[0], "POST", ROUTING, entry("mine"))

@@ -160,6 +160,7 @@ class TestPodsAndPools:
             "pods": ["*"],
             "pools": ["*"],
             "rewrites": ["*"],
+            "routing": ["configmap", "error", "watch"],
         }
 
     async def test_a_rewrite_decides_which_model_is_matched_as_long_as_it_is_there(
