@@ -61,7 +61,6 @@ class App:
         self._metrics = Metrics()
         self._policy = PolicyStore()
         self._store = SnapshotStore(self._show)
-        self._started = time.time()
         self._loaded_at: dict[str, float] = {}
         self._listed: dict[Pool, tuple[Endpoint, ...]] = {}
         self._endpoints: Callable[[], Mapping[Pool, tuple[Endpoint, ...]]] = lambda: self._listed
@@ -146,7 +145,7 @@ class App:
         health = Health(dict.fromkeys((*DOCUMENTS, *self._followed, "endpoints", "serving")))
         defer = asyncio.get_running_loop().call_later
         decisions = DecisionLog(self._logger, settings.log_format, settings.log_level, defer)
-        recent, rates = Recent(), Rates(self._metrics.registry)
+        recent = Recent()
 
         def decided(line: DecisionLine) -> None:
             recent(line)
@@ -164,42 +163,10 @@ class App:
             lambda: self._load.current,
             self._tracing,
         )
-        pages = Pages(
-            settings,
-            health,
-            processor,
-            self._store.current,
-            self._policy.current,
-            {"sources": self._sources, "probe": self._probe.status, "load": self._load.status},
-        )
-        views = Views(
-            status=pages.status,
-            snapshot=self._store.current,
-            policy=self._policy.current,
-            loads=lambda: self._load.current,
-            recent=recent,
-            rates=rates,
-        )
-        live = Live(views.all, self._logger)
-        sources = Sources(
-            ready=lambda: health.ready,
-            pages=pages.all,
-            snapshot=self._store.current,
-            policy=self._policy.current,
-            loads=lambda: self._load.current,
-            binding=binding,
-            discover=self._discover,
-            routing=self._routing,
-            read_only=self._read_only,
-        )
-        admin = Access(
-            admin_app(sources, [*page_routes(), live.route()]),
-            self._logger,
-            address=settings.admin_address,
-            hosts=settings.admin_hosts,
-            token_file=settings.admin_token_file,
-            open_paths=FILES,
-        )
+        rates = Rates(self._metrics.registry)
+        pages = self._pages(health, processor)
+        live = Live(self._views(pages, recent, rates).all, self._logger)
+        admin = self._admin(health, pages, live, binding)
         lifecycle = Lifecycle(
             processor,
             health,
@@ -223,6 +190,42 @@ class App:
             await _beside(lifecycle.run(), jobs)
         finally:
             decisions.flush()
+
+    def _pages(self, health: Health, processor: ExternalProcessor) -> Pages:
+        parts = {"sources": self._sources, "probe": self._probe.status, "load": self._load.status}
+        return Pages(self._settings, health, processor, self._store.current, self._policy.current, parts)
+
+    def _views(self, pages: Pages, recent: Recent, rates: Rates) -> Views:
+        return Views(
+            status=pages.status,
+            snapshot=self._store.current,
+            policy=self._policy.current,
+            loads=lambda: self._load.current,
+            recent=recent,
+            rates=rates,
+        )
+
+    def _admin(self, health: Health, pages: Pages, live: Live, binding: Binding) -> Access:
+        """The admin port's application."""
+        sources = Sources(
+            ready=lambda: health.ready,
+            pages=pages.all,
+            snapshot=self._store.current,
+            policy=self._policy.current,
+            loads=lambda: self._load.current,
+            binding=binding,
+            discover=self._discover,
+            routing=self._routing,
+            read_only=self._read_only,
+        )
+        return Access(
+            admin_app(sources, [*page_routes(), live.route()]),
+            self._logger,
+            address=self._settings.admin_address,
+            hosts=self._settings.admin_hosts,
+            token_file=self._settings.admin_token_file,
+            open_paths=FILES,
+        )
 
     @property
     def _read_only(self) -> str:
@@ -294,11 +297,9 @@ class App:
         before = self._store.current()
         errors: dict[str, str] = {}
         for name, file in self._files.items():
-            try:
-                if await asyncio.to_thread(file.load):
-                    self._file_loaded(file, None)
-            except DocumentError as error:
-                errors[name] = str(error)
+            await file.look(self._file_loaded)
+            if file.error is not None:
+                errors[name] = file.error
         if self._watches:
             errors |= await self._watches.relist()
         self._publish()

@@ -114,6 +114,7 @@ class WatchedFile:
         self._optional = optional
         self._apply = apply
         self._content: bytes | None = None
+        self._turn = asyncio.Lock()
 
     def load(self) -> bool:
         """Look once: True if there was something new and it could be used. Raises DocumentError if it could not."""
@@ -131,14 +132,23 @@ class WatchedFile:
         self.error = None
         return True
 
-    async def watch(self, on_load: Callable[["WatchedFile", str | None], None]) -> None:
-        """Look every half second, for ever; `on_load` hears of each change and its error, each error once."""
+    async def watch(self, on_load: "OnLoad") -> None:
+        """Look every half second, for ever."""
         while True:
             await asyncio.sleep(INTERVAL)
+            await self.look(on_load)
+
+    async def look(self, on_load: "OnLoad") -> None:
+        """Look once; `on_load` hears of a change and its error, each error once."""
+        async with self._turn:
+            before = self.error
             try:
                 if await asyncio.to_thread(self.load):
                     on_load(self, None)
             except Exception as error:  # noqa: BLE001 - whatever it is, the file must go on being watched
-                if str(error) != self.error:
-                    self.error = str(error)
+                self.error = str(error)
+                if self.error != before:
                     on_load(self, self.error)
+
+
+OnLoad = Callable[[WatchedFile, str | None], None]
