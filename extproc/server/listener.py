@@ -41,7 +41,13 @@ class HttpServer(uvicorn.Server):
         `on_stop` is called when it begins to stop: then it waits for its answers to end, a second for those that do not.
         """
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=_GRACE,
+            # uvicorn believes x-forwarded-for from loopback, and that is where every port-forward comes from.
+            proxy_headers=False,
         )
         super().__init__(config)
         self._on_stop = on_stop

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from extproc.server.listener import HttpServer, metrics_app
@@ -46,6 +46,18 @@ async def test_an_answer_without_an_end_is_told_that_the_server_stops() -> None:
     await task
 
     assert heard == ["first", "last"]
+
+
+async def test_nobody_can_say_that_somebody_else_is_asking() -> None:
+    async def who(request: Request) -> PlainTextResponse:
+        assert request.client is not None
+        return PlainTextResponse(request.client.host)
+
+    forwarded = {"x-forwarded-for": "203.0.113.7"}
+    async with served(Starlette(routes=[Route("/", who)])) as url, httpx2.AsyncClient() as client:
+        answer = await client.get(url, headers=forwarded)
+
+    assert answer.text == "127.0.0.1"
 
 
 def test_a_taken_port_is_an_error_at_once() -> None:
