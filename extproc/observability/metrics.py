@@ -87,19 +87,19 @@ class Metrics:
             "owned_by_config_last_reload_successful",
             "1 if the last load worked.",
             ("source",),
-            "sources: policy, endpoints",
+            "sources: endpoints, policy, routing",
         )
         self.reload_timestamp = self._gauge(
             "owned_by_config_last_reload_success_timestamp_seconds",
             "When the last load that worked was.",
             ("source",),
-            "sources: policy, endpoints",
+            "sources: endpoints, policy, routing",
         )
         self.watch_restarts = self._counter(
             "owned_by_watch_restarts_total",
             "Lists and watches begun anew, by cause.",
             ("resource", "namespace", "reason"),
-            "watched resources x namespaces x causes (8)",
+            "watched resources x namespaces x causes (9)",
         )
         self.watch_last_event = self._gauge(
             "owned_by_watch_last_event_timestamp_seconds",
