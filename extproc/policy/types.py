@@ -266,7 +266,7 @@ MEANINGS: Final[Mapping[Reason, Meaning]] = {
     Reason.OWNER_REQUIRED: Meaning("The client names nobody; `whenAbsent` refuses that.", _REJECT),
     Reason.MODEL_REQUIRED: Meaning("Kept for requests that name no model; nothing gives it yet.", _REJECT),
     Reason.REJECTED_BY_POLICY: Meaning(
-        "Nobody that the client names may serve the model: `allow` says who may.", _REJECT
+        "Nobody that the client, `prefer` or `split` names may serve the model: `allow` says who may.", _REJECT
     ),
     Reason.OWNER_NOT_FOUND: Meaning("No endpoint, ready or not, is of the owner with this model.", _REJECT),
     Reason.MODEL_NOT_FOUND: Meaning("No endpoint, ready or not, serves the model.", _REJECT),
