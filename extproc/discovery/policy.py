@@ -3,6 +3,7 @@
 
 import threading
 
+from extproc.policy import extract, rules
 from extproc.policy.config import PolicyConfig, default_policy
 from extproc.policy.loading import parse_policy
 from extproc.policy.routing import Routes, parse_routing, plain, with_routes
@@ -27,7 +28,7 @@ class PolicyStore:
         policy = parse_policy(text)
         with self._merging:
             self._policy = policy
-            self._current = with_routes(policy, self._routes)
+            self._merge()
 
     def apply_routing(self, text: bytes) -> None:
         """Put a routing document in force, an empty one too. Raises DocumentError, and then keeps the one that is."""
@@ -35,4 +36,9 @@ class PolicyStore:
         with self._merging:
             if [*map(plain, routes)] != [*map(plain, self._routes)]:
                 self._routes = routes
-                self._current = with_routes(self._policy, routes)
+                self._merge()
+
+    def _merge(self) -> None:
+        self._current = with_routes(self._policy, self._routes)
+        rules.forget()
+        extract.forget()

@@ -45,7 +45,7 @@ class FileRouting:
         """What is stored now; its version is a digest of the file's content, "" if there is no file."""
         return await asyncio.to_thread(self._read)
 
-    async def change(self, edit: Edit, version: str = "") -> Routing | Refused:
+    async def change(self, edit: Edit, version: str | None = None) -> Routing | Refused:
         """Store what `edit` makes of what is stored; see RoutingStore. `edit` is called in another thread."""
         async with self._turn:
             return await asyncio.to_thread(self._change, edit, version)
@@ -67,13 +67,13 @@ class FileRouting:
         except DocumentError as error:
             return Refused("unreadable", f"{self}: {error}")
 
-    def _change(self, edit: Edit, version: str) -> Routing | Refused:
+    def _change(self, edit: Edit, version: str | None) -> Routing | Refused:
         try:
             with _alone_in(self.path.parent) as folder:
                 now = self._read()
                 if isinstance(now, Refused):
                     return now
-                if version and version != now.version:
+                if version is not None and version != now.version:
                     is_at = f"is at version {now.version}" if now.version else "does not exist"
                     return Refused("conflict", f"{self}: it {is_at}; version {version} was meant")
                 text = edited(now.routes, edit)

@@ -57,10 +57,10 @@ class ConfigMapRouting:
         except TimeoutError:
             return self._late("")
 
-    async def change(self, edit: Edit, version: str = "") -> Routing | Refused:
+    async def change(self, edit: Edit, version: str | None = None) -> Routing | Refused:
         """Store what `edit` makes of what is stored; see RoutingStore. `edit` is called in another thread."""
         try:
-            async with asyncio.timeout(PATIENCE), self._turn:
+            async with self._turn, asyncio.timeout(PATIENCE):
                 for attempt in range(_ATTEMPTS):
                     if attempt:
                         longest = min(_PAUSE * 2 ** (attempt - 1), _LONGEST_PAUSE)
@@ -74,13 +74,13 @@ class ConfigMapRouting:
             return self._late(_UNSURE)
         return Refused("conflict", f"the ConfigMap {self} changed each time that it was to be written; try again")
 
-    async def _attempt(self, edit: Edit, version: str) -> Routing | Refused | None:
+    async def _attempt(self, edit: Edit, version: str | None) -> Routing | Refused | None:
         """Read, edit and write once; None if somebody else wrote in between."""
         body = await self._get()
         now = await self._routing(body)
         if isinstance(now, Refused):
             return now
-        if version and version != now.version:
+        if version is not None and version != now.version:
             is_at = f"is at version {now.version}" if now.version else "does not exist"
             return Refused("conflict", f"the ConfigMap {self} {is_at}; version {version} was meant")
         text = await asyncio.to_thread(edited, now.routes, edit)

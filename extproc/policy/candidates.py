@@ -17,6 +17,10 @@ Models = tuple[str, ...]
 """What a request may ask an engine for: nothing in particular, one model, or one of those that a rewrite draws from."""
 
 
+Parts = tuple[tuple[str, Route | None], ...]
+"""Owners, and for each the routing entry that says who its endpoints are, if there is one."""
+
+
 class Group(NamedTuple):
     """Endpoints that have an owner and a model in common: how many there are, and which of them are ready."""
 
@@ -64,7 +68,7 @@ class Candidates:
         `former` has sorted most of these endpoints before, under the same policy.
         """
         self._policy = policy
-        self._groups: dict[tuple[str, Models, frozenset[str] | None, Route | None], Group] = {}
+        self._groups: dict[tuple[Parts, Models], Group] = {}
         self.places: dict[int, tuple[Endpoint, tuple[str, frozenset[str] | None]]] = {}
         """Each endpoint with its engine and models, by its identity: being kept here, its id is only ever its own."""
         before = former.places if former else {}
@@ -83,31 +87,41 @@ class Candidates:
         self.any_listed = any(ids is not None for ids in served)
         """Whether the models of at least one endpoint are known."""
 
-    def group(
-        self, owner: str, models: Models = (), allow: frozenset[str] | None = None, route: Route | None = None
-    ) -> Group:
+    def group(self, owner: str, models: Models = (), route: Route | None = None) -> Group:
         """The endpoints of `owner` (`*`: all) that serve `models` or may serve them; empty: whatever they serve.
 
-        Of several models any will do, but an endpoint that serves them all is right whichever the EPP draws: if such ones
-        are ready, only they are. `allow` are the owners that count (None: all); a `route` says who the owner's endpoints are.
+        A `route` says who the owner's endpoints are.
         """
-        if route is None and owner not in self._owners:
+        return self.together(((owner, route),), models)
+
+    def together(self, parts: Parts, models: Models = ()) -> Group:
+        """The endpoints of several owners, each endpoint once.
+
+        Of several models any will do, but an endpoint that serves them all is right whichever the EPP draws: if such ones
+        are ready, only they are.
+        """
+        if not any(route or owner in self._owners for owner, route in parts):
             return Group(0, ())
         # All models that nobody lists have the same group: a client cannot grow the table with names of its own.
-        key = (owner, tuple(model if model in self.listed else "" for model in models), allow, route)
+        key = (parts, tuple(model if model in self.listed else "" for model in models))
         if (group := self._groups.get(key)) is None:
-            of_owner = self._routed(route) if route else [each for each in self._alike if owner in (ANY, each.owner)]
-            if allow is not None and route is None:
-                of_owner = [each for each in of_owner if each.owner in allow]
-            serving = [each for each in of_owner if not models or any(map(each.may_serve, models))]
+            serving = [each for each in self._of(parts) if not models or any(map(each.may_serve, models))]
             whole = [each for each in serving if each.ready and all(map(each.may_serve, models))]
             ready = tuple(endpoint for each in whole or serving for endpoint in each.ready)
             group = self._groups[key] = Group(sum(each.known for each in serving), ready)
         return group
 
-    def _routed(self, route: Route) -> list[_Alike]:
-        """The endpoints that a routing entry selects, whatever engine they are."""
-        return _sort((one, key) for one, key in self.places.values() if route.selector.admits(one.labels))
+    def _of(self, parts: Parts) -> list[_Alike]:
+        """The endpoints of these owners, sorted."""
+        owners = {owner for owner, route in parts if route is None}
+        routes = [route for _, route in parts if route is not None]
+        if not routes:
+            return [each for each in self._alike if ANY in owners or each.owner in owners]
+        return _sort(
+            (one, key)
+            for one, key in self.places.values()
+            if key[0] in owners or any(route.selector.admits(one.labels) for route in routes)
+        )
 
     def knows(self, owner: str) -> bool:
         """Whether some endpoint, ready or not, is of this owner; `*` always."""
@@ -150,7 +164,7 @@ class Candidates:
                 if route_of(self._policy, (model.id,), each.owner) is None:
                     _enter(entries, model, each.owner)
         for route in self._policy.routing:
-            for each in self._routed(route):
+            for each in self._of((("", route),)):
                 for model in self._models(each):
                     if model.id == route.model:
                         _enter(entries, model, self._policy.normal(route.owned_by))

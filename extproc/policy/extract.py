@@ -252,6 +252,12 @@ def _owners(entries: Sequence[str], name: str, policy: PolicyConfig) -> tuple[st
     return tuple(owners)
 
 
+def forget() -> None:
+    """Let go of what was derived from policies that are no longer in force: each keeps all that it is made of."""
+    for kept in (header_names, _short_line, _short_path, _decoder):
+        kept.cache_clear()
+
+
 @lru_cache(maxsize=8)
 def _decoder(policy: PolicyConfig) -> Callable[[bytes], dict[str, object]]:
     """A decoder that builds only the fields that are read and skips the rest, however large."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from extproc.policy.candidates import Candidates, Group
-from extproc.policy.config import PolicyConfig, Refuse
+from extproc.policy.config import PolicyConfig, Refuse, Route
 from extproc.policy.rules import Rules, allowed, order_of, route_of, rules_of
 from extproc.policy.types import (
     ANY,
@@ -78,11 +78,11 @@ class _Search:
             if owner != ANY and not allowed(owner, self.rules):
                 continue
             route = route_of(self.policy, self.names, owner) if owner != ANY else None
-            of_owner = self.found.group(owner, (), self.rules.allow, route)
+            of_owner = self._group(owner, route, ())
             if owner != ANY or self.rules.allow is not None:
                 by = "routing" if route else "allowed" if owner == ANY else f"owner {owner}"
                 self.steps.append(Step(by, len(everything.ready), len(of_owner.ready)))
-            group = self.found.group(owner, self.models, self.rules.allow, route)
+            group = self._group(owner, route, self.models)
             if self.models:
                 shown = ", ".join(self.models)[:SHOWN]
                 self.steps.append(Step(f"model {shown}", len(of_owner.ready), len(group.ready)))
@@ -93,6 +93,12 @@ class _Search:
         # Of the last resort, the EPP may know what to do with it.
         return self._matched(*prefill, everything, reason) if prefill else None
 
+    def _group(self, owner: str, route: Route | None, models: tuple[str, ...]) -> Group:
+        """An owner's endpoints; `*` is everybody who is allowed."""
+        if owner == ANY and self.rules.allow is not None:
+            return allowed_group(self.found, self.policy, self.names, self.rules, models)
+        return self.found.group(owner, models, route)
+
     def _matched(self, owner: str, group: Group, everything: Group, reason: Reason) -> Decision:
         request, steps = self.request, self.steps
         if owner != ANY:
@@ -102,6 +108,14 @@ class _Search:
             why = Reason.OWNER_ALLOWED if narrowed else Reason.MODEL_MATCHED
             return _restrict(request, group.ready, why, owner if request.owners else "", steps)
         return free(request, Reason.OWNER_ANY if request.owners else Reason.OWNER_ABSENT, group, steps)
+
+
+def allowed_group(
+    found: Candidates, policy: PolicyConfig, names: Collection[str], rules: Rules, models: tuple[str, ...] = ()
+) -> Group:
+    """The endpoints of all who may serve a model, by their engine or by the routing entry that says who they are."""
+    owners = sorted(rules.allow or ())
+    return found.together(tuple((owner, route_of(policy, names, owner)) for owner in owners), models)
 
 
 def forbidden(request: InferenceRequest, owners: tuple[str, ...], rules: Rules, steps: list[Step]) -> Reject | None:
@@ -126,8 +140,9 @@ def _unknown(  # noqa: PLR0913, PLR0917 - what a decision looks at
     """No endpoint, ready or not, is what the request names."""
     rules = rules_of(policy, request.model)
     unlisted = bool(models) and found.listed.isdisjoint(models)
+    everybody = None if rules.allow is None else allowed_group(found, policy, names, rules)
     if not owners or (not request.owners and unlisted):
-        return _free_among(request, Reason.MODEL_UNKNOWN, found, rules, steps)
+        return _free_among(request, Reason.MODEL_UNKNOWN, found, everybody, steps)
     if unlisted and found.models_complete:
         if isinstance(policy.when_unknown_model, Refuse):
             message = f"no endpoint serves the model `{request.model[:SHOWN]}`"
@@ -141,23 +156,23 @@ def _unknown(  # noqa: PLR0913, PLR0917 - what a decision looks at
             return decision or search.first(rules.fallback, Reason.OWNER_FALLBACK) or _not_ready(request, steps)
     if ANY in owners:
         reason = Reason.MODEL_UNKNOWN if request.model else Reason.OWNER_ANY
-        return _free_among(request, reason, found, rules, steps)
+        return _free_among(request, reason, found, everybody, steps)
     if isinstance(rules.when_unknown, Refuse):
         if found.undecided:  # it may be the one that is asked for
             return _not_ready(request, steps)
         who = " or ".join(f"`{owner}`" for owner in owners)
         message = f"no endpoint is {_with_model(who, request)}"
         return reject(Reason.OWNER_NOT_FOUND, message, request.param, tuple(steps))
-    return _free_among(request, Reason.OWNER_UNKNOWN, found, rules, steps)
+    return _free_among(request, Reason.OWNER_UNKNOWN, found, everybody, steps)
 
 
 def _free_among(
-    request: InferenceRequest, reason: Reason, found: Candidates, rules: Rules, steps: list[Step]
+    request: InferenceRequest, reason: Reason, found: Candidates, everybody: Group | None, steps: list[Step]
 ) -> Decision:
-    """Let it pass, to whoever is allowed."""
-    if rules.allow is None:
+    """Let it pass, to whoever is allowed (None: all are)."""
+    if everybody is None:
         return free(request, reason, found.group(ANY), steps)
-    return _restrict(request, found.group(ANY, (), rules.allow).ready, reason, "", steps)
+    return _restrict(request, everybody.ready, reason, "", steps)
 
 
 def _not_ready(request: InferenceRequest, steps: list[Step]) -> Reject:

@@ -60,10 +60,31 @@ def allowed(owner: str, rules: Rules) -> bool:
 
 def route_of(policy: PolicyConfig, models: Collection[str], owner: str) -> Route | None:
     """The routing entry for an owner and any of a model's names, None if there is none."""
-    for route in policy.routing:
-        if route.model in models and policy.normal(route.owned_by) == owner:
-            return route
-    return None
+    if not policy.routing:
+        return None
+    routes = _routes(policy)
+    found = [routes[model, owner] for model in models if (model, owner) in routes]
+    return min(found, key=lambda each: each.place).route if found else None
+
+
+@lru_cache(maxsize=8)
+def _routes(policy: PolicyConfig) -> dict[tuple[str, str], "_Placed"]:
+    """Each entry with its place: of several names of a model the one whose entry stands first counts."""
+    found: dict[tuple[str, str], _Placed] = {}
+    for place, route in enumerate(policy.routing):
+        found.setdefault((route.model, policy.normal(route.owned_by)), _Placed(place, route))
+    return found
+
+
+class _Placed(NamedTuple):
+    place: int
+    route: Route
+
+
+def forget() -> None:
+    """Let go of what was derived from policies that are no longer in force: each keeps all that it is made of."""
+    for kept in (_rules, _routes, _draws):
+        kept.cache_clear()
 
 
 def order_of(request: InferenceRequest, policy: PolicyConfig) -> tuple[tuple[str, ...], Reason]:

@@ -16,7 +16,9 @@ T = TypeVar("T")
 
 MAX_BODY: Final = 1_048_576
 """The longest body that is read, in bytes."""
-VERSION: Final = "The version that the change is made for, as GET gave it: if it is another one by now, 409."
+VERSION: Final = (
+    "The version that the change is made for, as GET gave it (empty: nothing is stored); another by now is 409."
+)
 
 _END: Final = r"$(?!\n)"
 """The end, also to Python, whose `$` is before a last line end too."""
@@ -53,7 +55,7 @@ class RoutingChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ren
     model: Annotated[str, _text("The model's name.", min_length=1, max_length=256)]
     owned_by: Annotated[str, _text("Whose endpoints these are to be.", pattern=_OWNER_ONLY)]
     selector: Annotated[Selector, Meta(description="The labels that they have; not empty.")]
-    version: Annotated[str, _text(VERSION, max_length=64)] = ""
+    version: Annotated[str, _text(VERSION, max_length=64)] | None = None
 
 
 class Explain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

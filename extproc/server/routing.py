@@ -11,7 +11,7 @@ from starlette.responses import Response
 from extproc.policy.candidates import candidates
 from extproc.policy.config import PolicyConfig, Route
 from extproc.policy.loading import misrouted
-from extproc.policy.routing import Edit, Refused, Routes, Routing, RoutingStore, has, plain, put, remove
+from extproc.policy.routing import Edit, Refused, Routes, Routing, RoutingStore, matching, plain, put, remove
 from extproc.policy.types import Snapshot
 from extproc.server.answers import Mistake, as_json
 from extproc.server.requests import RoutingChange, decoded, parameters
@@ -64,22 +64,22 @@ class RoutingApi:
         for path, message in misrouted(msgspec.structs.replace(policy, routing=(route,))):
             raise Mistake(message, path.removeprefix("$.routing[0]").removeprefix("."))
         self._refuse_unknown(change.model, policy)
-        before, stored = await self._change(put(route), change.version)
-        known = has(before, route.model, route.owned_by)
+        before, stored = await self._change(put(route, policy.normal), change.version)
+        known = matching(before, route.model, route.owned_by, policy.normal)
         return as_json(plain(route) | {"resourceVersion": stored.version}, 200 if known else 201)
 
     async def forget(self, request: Request) -> Response:
         """Forget an entry: 204, or 404 if there is none."""
         given = parameters(request, required=("model", "owned_by"), optional=("resourceVersion",))
-        model, owner = given["model"], self._policy().normal(given["owned_by"])
+        model, owner, normal = given["model"], given["owned_by"], self._policy().normal
         request.state.audit = {"model": model[:256], "owned_by": owner[:128]}
-        before, _ = await self._change(remove(model, owner), given.get("resourceVersion", ""))
-        if not has(before, model, owner):
+        before, _ = await self._change(remove(model, owner, normal), given.get("resourceVersion"))
+        if not matching(before, model, owner, normal):
             message = "there is no entry for this model and owner"
             raise Mistake(message, "model", status=404, code="route_not_found")
         return Response(status_code=204)
 
-    async def _change(self, edit: Edit, version: str) -> tuple[Routes, Routing]:
+    async def _change(self, edit: Edit, version: str | None) -> tuple[Routes, Routing]:
         """What was stored before the change, and what is stored now. Raises Mistake."""
         if self._read_only or self._store is None:
             raise _mistake(Refused("read_only", self._read_only))
@@ -100,7 +100,8 @@ class RoutingApi:
         snapshot = self._snapshot()
         found = candidates(snapshot, policy, None, decoding=False)
         renamed = {name for rewrites in snapshot.rewrites.values() for name in rewrites.exact}
-        if policy.match.models == "any" or not found.models_complete or model in found.listed | renamed:
+        drawn = any(rewrites.otherwise for rewrites in snapshot.rewrites.values())  # for any name
+        if policy.match.models == "any" or drawn or not found.models_complete or model in found.listed | renamed:
             return
         raise Mistake("no endpoint serves this model", "model", status=404, code="model_not_found")
 

@@ -53,7 +53,7 @@ class Rig:
     def reads(self) -> asyncio.Task[Routing | Refused]:
         return asyncio.create_task(self.store.read())
 
-    def changes(self, edit: Edit, version: str = "") -> asyncio.Task[Routing | Refused]:
+    def changes(self, edit: Edit, version: str | None = None) -> asyncio.Task[Routing | Refused]:
         return asyncio.create_task(self.store.change(edit, version))
 
     async def asked(self, method: str, path: str, code: int, answer: Any) -> Exchange:

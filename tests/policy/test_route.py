@@ -24,7 +24,7 @@ from extproc.policy.types import (
 from tests.builders import CHAT, asking, endpoint, head, outcome, policy, snapshot
 
 V1 = endpoint(1, "vllm", ("a", "b"))
-V2 = endpoint(2, "vllm", ("a",))
+V2 = msgspec.structs.replace(endpoint(2, "vllm", ("a",)), labels=endpoint(2, "vllm", ("a",)).labels | {"tier": "spot"})
 S3 = endpoint(3, "sglang", ("a",))
 T4 = endpoint(4, "tgi", ("a",), ready=False)
 M5 = endpoint(5, "mlx", ("c",), ready=False)
@@ -34,6 +34,8 @@ WORLD = snapshot(V1, V2, S3, T4, M5)
 def allow(*owners: str, model: str = "'*'", more: str = "") -> str:
     return f"models:\n- {{model: {model}, allow: [{', '.join(owners)}]{more and ', ' + more}}}\n"
 
+
+ROUTED = "routing: [{{model: a, owned_by: {}, selector: {{matchLabels: {{tier: spot}}}}}}]\n"
 
 Row = tuple[str, tuple[str, ...], str, tuple[Any, ...]]
 """The policy, who is named, the model, what comes of it."""
@@ -64,6 +66,24 @@ ALLOWED: dict[str, Row] = {
     "nobody": (allow("sglang"), (), "", ("pod-3", "owner-allowed", "")),
     "nobody, for a model": (allow("sglang"), (), "a", ("pod-3", "owner-allowed", "")),
     "anything": (allow("sglang"), ("*",), "", ("pod-3", "owner-allowed", "*")),
+    "nobody, where a routing entry alone makes the owner": (
+        allow("canary") + ROUTED.format("canary"),
+        (),
+        "a",
+        ("pod-2", "owner-allowed", ""),
+    ),
+    "anything, where a routing entry alone makes the owner": (
+        allow("canary", "sglang") + ROUTED.format("canary"),
+        ("*",),
+        "a",
+        ("pod-2", "pod-3", "owner-allowed", "*"),
+    ),
+    "nobody, where a routing entry says who the owner is": (
+        allow("vllm") + ROUTED.format("vllm"),
+        (),
+        "a",
+        ("pod-2", "owner-allowed", ""),
+    ),
     "anything, for a model": (allow("vllm"), ("*",), "a", ("pod-1", "pod-2", "owner-allowed", "*")),
     "nobody, the model narrows it already": (allow("vllm"), (), "b", ("pod-1", "model-matched", "")),
     "nobody, all that is ready is allowed": (allow("vllm", "sglang"), (), "", ("pass", "owner-absent")),

@@ -11,7 +11,7 @@ from extproc.policy.loading import parse_policy
 from extproc.policy.routing import (
     Refused,
     edited,
-    has,
+    matching,
     parse_routing,
     plain,
     put,
@@ -130,7 +130,7 @@ def test_an_entry_that_is_put_is_there_once_and_the_others_are_as_they_were(
 def test_removing_undoes_putting(entries: tuple[Route, ...], route: Route) -> None:
     without = remove(route.model, route.owned_by)(entries)
 
-    assert not has(without, route.model, route.owned_by)
+    assert matching(without, route.model, route.owned_by) == ()
     assert shown(remove(route.model, route.owned_by)(put(route)(entries))) == shown(without)
 
 
@@ -147,5 +147,21 @@ def test_an_edit_that_makes_what_cannot_be_read_is_refused() -> None:
 
     assert edited(entries, put(Route("m", "n.n!", LABELS))) == Refused(
         "invalid",
-        "the entries would be refused: line 10, routing[1].owned_by: `n.n!` is not an owner: letters, digits and . _ / -",
+        "the entries would be refused: line 16, routing[1].owned_by: `n.n!` is not an owner: letters, digits and . _ / -",
     )
+
+
+def test_entries_that_an_alias_makes_one_are_put_and_removed_as_one() -> None:
+    normal = parse_policy(f"{HEAD}match: {{aliases: {{foo: sglang}}}}\n".encode()).normal
+    entries = (Route("m", "foo", LABELS), Route("m", "vllm", LABELS), Route("m", "SGLang", LABELS))
+
+    assert shown(put(Route("m", "sglang", TIERS), normal)(entries)) == shown(
+        (Route("m", "sglang", TIERS), Route("m", "vllm", LABELS))
+    )
+    assert shown(remove("m", "sglang", normal)(entries)) == shown((Route("m", "vllm", LABELS),))
+
+
+def test_names_that_only_an_alias_makes_one_may_both_be_stored() -> None:
+    entries = (Route("m", "trtllm", LABELS), Route("m", "trtllm-serve", LABELS))
+
+    assert shown(parse_routing(routing_document(entries).encode())) == shown(entries)
