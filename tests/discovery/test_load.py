@@ -289,9 +289,13 @@ async def test_failures_in_a_row_are_told_once_and_so_is_their_end() -> None:
 
 
 async def test_endpoints_are_counted_by_how_their_last_answer_was() -> None:
-    async with AnsweringServer(says(1)) as good, AnsweringServer(says(1), FAILURE) as bad:
-        well, ill = good.endpoints[0], replace(bad.endpoints[0], name="other")
-        async with watching(well, ill) as rig:
+    async with (
+        AnsweringServer(says(1)) as good,
+        AnsweringServer(says(1), FAILURE) as bad,
+        AnsweringServer(b"") as silent,
+    ):
+        well, ill, unheard = good.endpoints[0], bad.endpoints[0], silent.endpoints[0]
+        async with watching(well, ill, unheard, asking={"timeout": 60}) as rig:
             before = rig.ended()
             await rig.until(lambda: rig.watch.status()["failing"] == 1 and well.destination in rig.watch.current)
 
