@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import aiohttp
@@ -96,6 +97,8 @@ class LoadWatch:
         self._logger = logger.bind(logger="load")
         self._targets: dict[str, _Target] = {}
         self._current: Loads = NO_LOADS
+        for result in ("ok", "failed"):
+            metrics.load_endpoints.labels(result).set_function(partial(self._ended, failed=result == "failed"))
 
     @property
     def current(self) -> Loads:
@@ -122,6 +125,11 @@ class LoadWatch:
             "failing": len(failing),
             "failures": [{"destination": destination, "error": error} for destination, error in failing[:_SHOWN]],
         }
+
+    def _ended(self, *, failed: bool) -> int:
+        """How many endpoints answered when they were last asked, or did not."""
+        asked = [target for target in list(self._targets.values()) if target.error or target.load is not None]
+        return sum(bool(target.error) is failed for target in asked)
 
     def _follow(self) -> list[_Target]:
         """Forget those that are not there or not ready any more; the new ones are returned."""

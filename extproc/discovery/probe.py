@@ -16,6 +16,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -120,6 +121,8 @@ class Probe:
         self.settled = asyncio.Event()
         """Set while no ready endpoint waits for its very first probe to end; endpoints that hang may take long."""
         self.settled.set()
+        for result in ("ok", "failed"):
+            metrics.probe_endpoints.labels(result).set_function(partial(self._ended, failed=result == "failed"))
 
     def complete(self, endpoints: Mapping[Pool, tuple[Endpoint, ...]]) -> dict[Pool, tuple[Endpoint, ...]]:
         """Follow those whose models are not given, forget the others, and say what is known of each.
@@ -183,6 +186,11 @@ class Probe:
             "failing": len(failing),
             "failures": [{"destination": t.endpoint.destination, "error": t.error} for t in failing[:_SHOWN]],
         }
+
+    def _ended(self, *, failed: bool) -> int:
+        """How many ready endpoints answered when they were last asked, or did not."""
+        asked = [target for target in list(self._targets.values()) if target.ready and target.tried]
+        return sum(bool(target.error) is failed for target in asked)
 
     # what is followed
 

@@ -93,12 +93,13 @@ class Reflector(Generic[T]):
         self._turn_limit: asyncio.Timeout | None = None
         self._waiting: list[asyncio.Future[str | None]] = []
         self._served: list[asyncio.Future[str | None]] = []
-        labels = (resource.label, namespace)
+        self._labels = labels = (resource.label, namespace)
         self._restarts = metrics.watch_restarts
         self._last_event = metrics.watch_last_event.labels(*labels)
         self._unreadable = metrics.unreadable_objects.labels(resource.label)
-        started = time.monotonic()
-        metrics.watch_staleness.labels(*labels).set_function(lambda: time.monotonic() - (self._heard_at or started))
+        self._staleness = metrics.watch_staleness
+        self._started = time.monotonic()
+        self._show_staleness()
 
     def status(self) -> dict[str, Any]:
         """For people: what is known, how long ago the API server last said anything, and what is wrong."""
@@ -304,6 +305,8 @@ class Reflector(Generic[T]):
         text = self._words(error)
         if self._resource.optional and (error.status == _FORBIDDEN or error.status >= _BROKEN):
             self.synced.set()  # nobody need wait for what we may not see, or what the API server cannot show
+        if self._resource.optional and error.status == _FORBIDDEN and self._heard_at is None:
+            self._staleness.remove(*self._labels)  # where our Role is older: of what was never seen nothing is stale
         if text != self.error:
             self._logger.warning("the API server fails", status=error.status, error=text, seconds=round(delay, 1))
         self.error = text
@@ -339,9 +342,14 @@ class Reflector(Generic[T]):
 
     def _heard(self, version: str = "") -> None:
         """The API server spoke; a watch that breaks goes on from the latest version that it named."""
+        if self._heard_at is None:
+            self._show_staleness()
         self._heard_at = time.monotonic()
         if version and not _older(version, self._version):
             self._version = version
+
+    def _show_staleness(self) -> None:
+        self._staleness.labels(*self._labels).set_function(lambda: time.monotonic() - (self._heard_at or self._started))
 
     def _well(self) -> None:
         if self.error is not None:

@@ -92,7 +92,7 @@ class Reply(msgspec.Struct, frozen=True):
         return isinstance(self.decision, Reject | Answer)
 
     def message(self, turn: Turn, count: int, moment: Moment) -> Spoken:
-        """The message for one request; it names up to `count` destinations."""
+        """The message for one request; it names `count` destinations, some again if there are fewer."""
         attachment, phase, _ = turn
         if attachment is Attachment.AFTER and not self.final:
             return self._corrected(phase, count, moment)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `owned_by_*` metrics, in a registry of their own. No label takes a value that a client can choose."""
 
+from collections.abc import Iterable
 from typing import Final, Literal
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.metrics_core import Metric
 
 from extproc import __version__
 from extproc.policy.types import Snapshot
@@ -31,18 +33,31 @@ class Family(msgspec.Struct, frozen=True):
     meaning: str
 
 
+class _Registry(CollectorRegistry):
+    """Without the `_created` series that the library adds to each counter and histogram: no one asks for them.
+
+    Its own switch, `disable_created_metrics`, is for a whole process, and so for other people's metrics, too.
+    """
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric with its samples."""
+        for metric in super().collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
+
+
 class Metrics:
     """Everything that is counted, made once per process and handed on; `catalogue` tells of each."""
 
     def __init__(self) -> None:
         """All counters at nought."""
-        self.registry = CollectorRegistry()
+        self.registry = _Registry()
         self._families: list[Family] = []
         self._decisions = self._counter(
             "owned_by_decisions_total",
             "Decisions, by what they were.",
             ("attachment", "decision", "reason", "owner"),
-            "attachments x decisions x reasons x owners that endpoints have",
+            "attachments x decisions x reasons x owners of endpoints and of routing entries",
         )
         self._children: dict[tuple[str, str, str, str], Counter] = {}
         self.decision_duration = self._histogram(
@@ -109,7 +124,7 @@ class Metrics:
         )
         self.watch_staleness = self._gauge(
             "owned_by_watch_staleness_seconds",
-            "How long ago the API server last said anything, a bookmark too.",
+            "How long ago the API server last said anything, a bookmark too; not of what we may do without and never saw.",
             ("resource", "namespace"),
             "watched resources x namespaces",
         )
@@ -122,8 +137,20 @@ class Metrics:
         self.probes = self._counter(
             "owned_by_probes_total", "Requests for an endpoint's models.", ("result",), "2: ok, failed"
         )
+        self.probe_endpoints = self._gauge(
+            "owned_by_probe_endpoints",
+            "Ready endpoints that are asked for their models, by how the last request ended.",
+            ("result",),
+            "2: ok, failed",
+        )
         self.scrapes = self._counter(
             "owned_by_load_scrapes_total", "Requests for an endpoint's load figures.", ("result",), "2: ok, failed"
+        )
+        self.load_endpoints = self._gauge(
+            "owned_by_load_endpoints",
+            "Ready endpoints that are asked for their load figures, by how the last request ended.",
+            ("result",),
+            "2: ok, failed",
         )
         self.fresh_loads = self._gauge("owned_by_load_fresh_endpoints", "Endpoints whose load figures are fresh.")
         self.disagreements = self._gauge(
@@ -147,7 +174,7 @@ class Metrics:
     def decided(
         self, attachment: str, decision: str, reason: str, owner: str, exemplar: Exemplar | None = None
     ) -> None:
-        """Count one decision; `owner` is one that endpoints have, never a text of the client's."""
+        """Count one decision; `owner` is one of endpoints or routing entries, never a text of the client's."""
         key = (attachment, decision, reason, owner)
         child = self._children.get(key)
         if child is None:

@@ -99,7 +99,7 @@ def order_of(request: InferenceRequest, policy: PolicyConfig) -> tuple[tuple[str
 def drawn(request: InferenceRequest, policy: PolicyConfig, identity: Callable[[], str]) -> InferenceRequest:
     """The request with the order of preference that a `split` gives it, where it names no owner.
 
-    `identity()` is the request's own (`x-request-id`): every replica and every retry draws the same.
+    `identity()` is the request's own (`x-request-id`): every replica draws the same for it, and so does a retry that keeps it.
     """
     if not _draws(policy) or request.owners or request.malformed or request.told or not request.interpreted:
         return request

@@ -275,7 +275,9 @@ MEANINGS: Final[Mapping[Reason, Meaning]] = {
         "The part of the body that was seen does not say what would decide; `whenTruncated` refuses that.", _REJECT
     ),
     Reason.BODY_TOO_LARGE: Meaning("The body is larger than `body.maxBytes`.", _REJECT),
-    Reason.NO_READY_ENDPOINT: Meaning("What is asked for is there, but not ready.", _REJECT),
+    Reason.NO_READY_ENDPOINT: Meaning(
+        "No endpoint is ready of those that are asked for and that `allow` and an earlier filter leave.", _REJECT
+    ),
     Reason.POOL_UNKNOWN: Meaning(
         "No pool is known for the route; refused where one is named or a destination is due.", ("passthrough", "reject")
     ),

@@ -87,15 +87,6 @@ async def test_the_access_log_of_the_guide_shows_each_decision(tmp_path: Path) -
     assert dict(zip(REQUESTS, lines, strict=True)) == {request: fixed | said for request, said in shown().items()}
 
 
-def test_istios_labels_are_those_of_the_recipe() -> None:
-    (block,) = re.findall(r"```yaml\n(meshConfig:\n.*?)```", GUIDE, re.DOTALL)
-    (provider,) = yaml.safe_load(block)["meshConfig"]["extensionProviders"]
-    (entry,) = recipe(Path("/dev/stdout"))
-    fields = entry["typed_config"]["log_format"]["json_format"]
-
-    assert provider["envoyFileAccessLog"]["logFormat"]["labels"].items() <= fields.items()
-
-
 @pytest.mark.parametrize("name", ["owner", "model", "reason", "endpoints"])
 def test_every_word_of_the_metadata_is_in_the_recipe(name: str) -> None:
     assert f"%DYNAMIC_METADATA(owned_by:{name})%" in GUIDE

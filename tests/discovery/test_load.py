@@ -70,6 +70,10 @@ class Rig:
         lines = [json.loads(line) for line in self._stream.getvalue().splitlines()]
         return [{key: value for key, value in line.items() if key != "ts"} for line in lines]
 
+    def ended(self) -> tuple[float | None, ...]:
+        """How many endpoints answered when they were last asked, and how many did not."""
+        return tuple(self.figure("owned_by_load_endpoints", result=result) for result in ("ok", "failed"))
+
     def figure(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, labels)
 
@@ -282,6 +286,20 @@ async def test_failures_in_a_row_are_told_once_and_so_is_their_end() -> None:
             names | {"level": "info", "msg": "the endpoint says again how busy it is"},
         ]
         assert rig.watch.status() == {"followed": 1, "fresh": 1, "failing": 0, "failures": []}
+
+
+async def test_endpoints_are_counted_by_how_their_last_answer_was() -> None:
+    async with (
+        AnsweringServer(says(1)) as good,
+        AnsweringServer(says(1), FAILURE) as bad,
+        AnsweringServer(b"") as silent,
+    ):
+        well, ill, unheard = good.endpoints[0], bad.endpoints[0], silent.endpoints[0]
+        async with watching(well, ill, unheard, asking={"timeout": 60}) as rig:
+            before = rig.ended()
+            await rig.until(lambda: rig.watch.status()["failing"] == 1 and well.destination in rig.watch.current)
+
+            assert (before, rig.ended()) == ((0, 0), (1, 1))
 
 
 async def test_a_failure_leaves_the_figures_until_they_are_stale() -> None:

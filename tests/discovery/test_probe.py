@@ -89,6 +89,11 @@ class Rig:
         read = self.metrics.registry.get_sample_value
         return read("owned_by_probes_total", {"result": "ok"}), read("owned_by_probes_total", {"result": "failed"})
 
+    def endpoints(self) -> tuple[float | None, float | None]:
+        """How many answered when they were last asked, and how many did not."""
+        read = self.metrics.registry.get_sample_value
+        return tuple(read("owned_by_probe_endpoints", {"result": result}) for result in ("ok", "failed"))  # type: ignore[return-value]
+
     def disagreements(self) -> float | None:
         return self.metrics.registry.get_sample_value("owned_by_engine_disagreements")
 
@@ -283,6 +288,22 @@ async def test_failures_in_a_row_are_told_once_and_so_is_their_end() -> None:
         assert rig.complete(base)[0] is completed[0]
         assert (rig.changes, rig.probes()) == (1, (2, 2))
         assert rig.probe.status() == {"followed": 1, "answered": 1, "failing": 0, "failures": []}
+
+
+async def test_ready_endpoints_are_counted_by_how_their_last_probe_ended() -> None:
+    async with AnsweringServer(ok("m")) as good, AnsweringServer(FAILURE) as bad, probing() as rig:
+        well, ill = good.endpoint(), replace(bad.endpoint(), name="other")
+        counts = [rig.endpoints()]
+        rig.complete(well, ill)
+        counts.append(rig.endpoints())
+        await rig.settled()
+        counts.append(rig.endpoints())
+        rig.complete(well, replace(ill, ready=False))
+        counts.append(rig.endpoints())
+        rig.complete(ill)
+        counts.append(rig.endpoints())
+
+    assert counts == [(0, 0), (0, 0), (1, 1), (1, 0), (0, 1)]
 
 
 async def test_the_last_good_answer_is_forgotten_when_failures_go_on() -> None:

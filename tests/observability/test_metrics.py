@@ -93,10 +93,19 @@ def test_an_exemplar_is_shown_to_who_understands_it() -> None:
     assert re.fullmatch(r'.*} 1\.0 # {span_id="b{16}",trace_id="a{32}"} 1\.0 \d+\.\d+', line)
 
 
+def test_when_a_series_began_is_not_shown() -> None:
+    metrics = Metrics()
+    metrics.decided("before", "restrict", "owner-matched", "vllm")
+    texts = [generate_latest(metrics.registry), openmetrics.generate_latest(metrics.registry)]
+
+    assert [b"owned_by_decisions_total{" in text for text in texts] == [True, True]
+    assert [b"_created" in text for text in texts] == [False, False]
+
+
 async def test_promtool_has_nothing_to_say_of_the_metrics_of_a_running_server(tmp_path: Path) -> None:
     (tmp_path / "endpoints.yaml").write_text(ENDPOINTS)
     async with Server("--endpoints-file", str(tmp_path / "endpoints.yaml")) as server:
         text = (await send(server.metrics_port, "GET", "/metrics")).body.decode()
 
-    assert re.findall(r"^# TYPE (\S+)(?<!_created) ", text, re.MULTILINE) == [each.name for each in Metrics().catalogue]
+    assert re.findall(r"^# TYPE (\S+) ", text, re.MULTILINE) == [each.name for each in Metrics().catalogue]
     assert promtool("check", "metrics", text=text) == (0, "")

@@ -81,6 +81,12 @@ def test_the_models_are_its_own_list_or_its_labels(models: Any, labels: dict[str
     assert models_of(given, policy("match: {modelLabels: [m]}\n")) == expected
 
 
+def test_several_labels_name_a_model_each() -> None:
+    given = Endpoint("a", "default", "127.0.0.1", 8000, labels={"m": "b", "other": "x", "adapter": "c"}, models=None)
+    rules = policy("match: {modelLabels: [adapter, none, m]}\n")
+    assert models_of(given, rules) == (Model("c"), Model("b"))
+
+
 V1, V2, S1 = endpoint(1, "vllm", ("a",)), endpoint(2, "vllm", ("b",), ready=False), endpoint(3, "sglang", None)
 
 GROUPS = {

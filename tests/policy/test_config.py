@@ -507,3 +507,12 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
 )
 def test_an_owner_is_trimmed_lower_cased_and_aliased(said: str, normal: str) -> None:
     assert policy().normal(said) == normal
+
+
+def test_a_duration_is_at_most_a_day() -> None:
+    found = [Duration.parse(text) for text in ("24h", "23h59m60s")]
+    with pytest.raises(DocumentError) as caught:
+        policy("body: {timeout: 24h1ms}\n")
+
+    assert found == [86400, 86400]
+    assert str(caught.value) == "line 3, body.timeout: `24h1ms` is longer than a day"

@@ -231,6 +231,22 @@ def test_an_owner_that_is_to_be_named_must_be_readable_even_without_a_pool(
     assert outcome(decide(asking(malformed=Malformed("engine", "what?"), **more), EMPTY, policy())) == expected
 
 
+NO_BODY_OWNER = "sources: {body: []}\n"
+CUT_UNPOOLED: dict[str, tuple[str, str, tuple[Any, ...]]] = {
+    "the owner may be in the rest": ("", "m", (413, "body-truncated", "owned_by")),
+    "no owner is read from bodies, the model is known": (NO_BODY_OWNER, "m", ("pass", "pool-unknown")),
+    "no owner is read from bodies, the model is not": (NO_BODY_OWNER, "", (413, "body-truncated", "model")),
+}
+
+
+@pytest.mark.parametrize(("text", "model", "expected"), CUT_UNPOOLED.values(), ids=CUT_UNPOOLED)
+def test_without_a_pool_a_truncated_body_is_refused_for_what_is_to_be_named(
+    text: str, model: str, expected: tuple[Any, ...]
+) -> None:
+    request = asking(model=model, truncated=True, scope=Scope(union=True, promotes=True))
+    assert outcome(decide(request, EMPTY, policy(text + "whenTruncated: {action: reject}\n"))) == expected
+
+
 def test_a_path_that_is_not_interpreted_passes_whatever_it_says() -> None:
     request = asking("nobody", interpreted=False, malformed=Malformed("engine", "what?"))
     expected = PassThrough(Reason.PATH_NOT_INTERPRETED, (Step("pool default/chat", 5, 3),))
@@ -281,7 +297,6 @@ def test_a_hint_is_the_last_step() -> None:
 
 
 REJECT_CUT = "whenTruncated: {action: reject}\n"
-NO_BODY_OWNER = "sources: {body: []}\n"
 TRUNCATED: dict[str, tuple[Snapshot, str, tuple[str, ...], str, tuple[Any, ...]]] = {
     "passes, no owner": (WORLD, "", (), "", ("pass", "owner-absent")),
     "passes, an owner": (WORLD, "", ("sglang",), "", ("pod-3", "owner-matched", "sglang")),
@@ -453,6 +468,27 @@ PROMOTES: dict[str, tuple[Snapshot, str, tuple[str, ...], dict[str, Any], bool]]
     ),
     "both, of a pool that is not known": (EMPTY, "", (), {"scope": FRONT}, False),
     "the owner, without a pool": (EMPTY, NAMES_OWNER, (), {"scope": Scope()}, True),
+    "the owner, without a pool, which a rule chooses by the model": (
+        EMPTY,
+        NAMES_OWNER + NO_BODY_OWNER + "models:\n- {model: a, whenAbsent: {action: prefer, owners: [vllm]}}\n",
+        (),
+        {"scope": Scope()},
+        True,
+    ),
+    "the owner, without a pool, which a rule chooses by a model that a header names": (
+        EMPTY,
+        NAMES_OWNER + NO_BODY_OWNER + "models:\n- {model: a, whenAbsent: {action: prefer, owners: [vllm]}}\n",
+        (),
+        {"scope": Scope(), "header_model": "a", "model": "a"},
+        False,
+    ),
+    "the owner, without a pool, which nothing chooses": (
+        EMPTY,
+        NAMES_OWNER + NO_BODY_OWNER,
+        (),
+        {"scope": Scope()},
+        False,
+    ),
     "the owner, without a pool, a model": (EMPTY, NAMES_OWNER, ("vllm",), {"scope": Scope()}, False),
     "neither, without a pool": (EMPTY, "", (), {"scope": Scope()}, False),
     "both, on a route to no pool": (WORLD, NAMES_OWNER, (), {"scope": Scope(foreign=True)}, False),

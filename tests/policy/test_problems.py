@@ -163,3 +163,10 @@ def test_the_defaults_of_the_schema_written_out_are_the_default_policy() -> None
 
 def plain(policy_: PolicyConfig) -> object:
     return msgspec.to_builtins(policy_, enc_hook=str)
+
+
+def test_a_routing_entry_for_a_model_that_no_endpoint_lists_is_odd() -> None:
+    text = "routing: [{model: m, owned_by: vllm, selector: {matchLabels: {llm-d.ai/engine-type: vllm}}}]"
+
+    assert oddities(policy(text), WORLD) == ["routing[0].model: no endpoint lists `m`"]
+    assert oddities(policy(text), snapshot(endpoint(1, "vllm", None))) == []

@@ -89,6 +89,11 @@ class Following:
             if sample.name.endswith("_total")
         }
 
+    def staleness(self) -> float | None:
+        """`owned_by_watch_staleness_seconds` of all that is followed, None if it is not shown."""
+        (metric,) = self.metrics.watch_staleness.collect()
+        return metric.samples[0].value if metric.samples else None
+
     def lines(self) -> list[dict[str, Any]]:
         """The log so far, without times."""
         lines = [msgspec.json.decode(line) for line in self.logged.getvalue().splitlines()]

@@ -130,6 +130,28 @@ class TestForbidden:
 
         assert (following.reflector.synced.is_set(), following.reflector.objects) == (True, {})
 
+    async def test_what_is_optional_and_was_never_seen_cannot_be_stale(self, server: Any, follow: Any) -> None:
+        following: Following = follow(REWRITES)
+        ages = [following.staleness()]
+        for _ in range(2):
+            await (await server.request()).json(403, FORBIDDEN)
+            await following.nap()
+            ages.append(following.staleness())
+        await following.lists(REWRITE)
+        await (await server.request()).json(403, FORBIDDEN)  # what was seen is kept, and grows old
+        await following.nap()
+        ages.append(following.staleness())
+
+        assert [age is not None and 0 <= age < 60 for age in ages] == [True, False, False, True]
+        assert ages[1:3] == [None, None]
+
+    async def test_what_is_needed_and_may_not_be_seen_is_stale(self, server: Any, follow: Any) -> None:
+        following: Following = follow()
+        await (await server.request()).json(403, FORBIDDEN)
+        await following.nap()
+
+        assert (following.staleness() or 0) > 0
+
 
 class TestNotServed:
     """404."""
