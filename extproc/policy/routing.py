@@ -68,8 +68,8 @@ def parse_routing(text: bytes) -> Routes:
         return ()
     document = Document(text)
     routes = document.convert(_Stored).routing
-    for path, message in misrouted(msgspec.structs.replace(default_policy(), routing=routes)):
-        raise document.fail(path, message)
+    for fault in misrouted(msgspec.structs.replace(default_policy(), routing=routes)):
+        raise document.fail(fault.place, fault.message, fault.key)
     return routes
 
 
