@@ -7,7 +7,7 @@ each place is judged once, and what is said of one does not depend on another.
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import msgspec
@@ -89,7 +89,7 @@ class _Shape(NamedTuple):
         elif self.container is tuple:
             kind = tuple[Any, ...]
         elif self.container is dict:
-            kind = dict.__class_getitem__((get_args(kind)[0], Any))
+            kind = GenericAlias(dict, (get_args(kind)[0], Any))
         for rule in self.rules:
             kind = Annotated[kind, rule]
         return kind | None if self.optional else kind
@@ -124,10 +124,7 @@ class _Walk:
         try:
             found = msgspec.convert(value, shape.shallow, dec_hook=self._hook)
         except msgspec.ValidationError as error:
-            message = str(error).partition(" - at `")[0]
-            self.faults.append(
-                Fault(place, message + _choice(value, shape) if _choices(shape) else _said(message, shape))
-            )
+            self.faults.append(Fault(place, _said(refusal(error)[1], value, shape)))
             return _blank(shape)
         if found is None:
             return None
