@@ -30,7 +30,7 @@ models:
 - {model: 5}
 routing:
 - {model: a, owned_by: b, selector: {}}
-- {model: a, owned_by: B, selector: {matchExpressions: [{key: k, operator: Is}]}}
+- {model: a, owned_by: B, selector: {matchExpressions: [{key: k, operator: in}]}}
 body: {timeout: 10}
 whenAbsent: {action: prefer}
 """
@@ -45,7 +45,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
         "line 9, models[1]: Object missing required field `model`",
         "line 10, models[2].whenAbsent.action: Invalid value 'nope', expected `passthrough` or `reject` or `prefer` or `split`",
         "line 11, models[3].model: Expected `str`, got `int`",
-        "line 14, routing[1].selector.matchExpressions[0].operator: Invalid value 'Is', expected `In` or `NotIn` or `Exists` or `DoesNotExist`",
+        "line 14, routing[1].selector.matchExpressions[0].operator: Invalid value 'in', did you mean `In`?",
         "line 15, body.timeout: expected a duration such as 10s, got `10`",
         "line 16, whenAbsent: Object missing required field `owners`",
         "line 10, models[2].allow: `*` is not an owner here: name it",
@@ -344,7 +344,8 @@ ODD = {
     ),
     "an owner of a routing entry": (
         (
-            f"{ENTRY}\nwhenAbsent: {{action: prefer, owners: [Cheap]}}\nwhenUnready: {{action: fallback, owners: [cheap, any]}}\n"
+            f"{ENTRY}\nwhenAbsent: {{action: prefer, owners: [Cheap, any]}}\n"
+            "whenUnready: {action: fallback, owners: [cheap]}\n"
             f"models: [{{model: '{LLAMA}', allow: [cheap]}}]"
         ),
         [],
