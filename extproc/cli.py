@@ -119,6 +119,8 @@ def serve(**flags: Any) -> None:
 def validate(*, file: Path | None, endpoints_file: Path | None, show_schema: bool) -> None:
     """Check a policy file: exit 1 and say everything that is wrong and where, or 0."""
     if show_schema:
+        if file is not None or endpoints_file is not None:
+            raise click.UsageError("--schema stands alone: it checks no file")
         click.echo(msgspec.json.format(msgspec.json.encode(schema()), indent=2))
         return
     if file is None:

@@ -119,6 +119,12 @@ class TestValidate:
 
         assert (code, msgspec.json.decode(output)) == (0, msgspec.json.decode(msgspec.json.encode(schema())))
 
+    @pytest.mark.parametrize("more", [["policy.yaml"], ["--endpoints-file", "endpoints.yaml"]])
+    def test_the_schema_stands_alone(self, more: list[str]) -> None:
+        code, output = run("validate", "--schema", *more)
+
+        assert (code, output.splitlines()[-1]) == (2, "Error: --schema stands alone: it checks no file")
+
     def test_without_a_file_there_is_nothing_to_check(self) -> None:
         code, output = run("validate")
 

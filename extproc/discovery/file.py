@@ -13,7 +13,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from extproc.policy.document import Document, DocumentError
+from extproc.policy.document import Document, DocumentError, Place
 from extproc.policy.types import ROLE_LABEL, Endpoint, Model, Pool
 
 INTERVAL: Final = 0.5
@@ -55,27 +55,27 @@ def parse_endpoints(text: bytes) -> dict[Pool, tuple[Endpoint, ...]]:
     for number, part in enumerate(document.convert(_FilePart).pools):
         pool = Pool(part.namespace, part.name)
         if pool in found:
-            raise document.fail(f"$.pools[{number}].name", f"the pool `{pool}` stands twice")
-        found[pool] = tuple(_endpoints(document, part, f"$.pools[{number}].endpoints"))
+            raise document.fail(("pools", number, "name"), f"the pool `{pool}` stands twice")
+        found[pool] = tuple(_endpoints(document, part, ("pools", number, "endpoints")))
     return found
 
 
-def _endpoints(document: Document, pool: _PoolPart, path: str) -> Sequence[Endpoint]:
+def _endpoints(document: Document, pool: _PoolPart, place: Place) -> Sequence[Endpoint]:
     found: dict[str, Endpoint] = {}
     names = set[str]()
     for number, part in enumerate(pool.endpoints):
-        here = f"{path}[{number}]"
+        here = (*place, number)
         try:
             address, port = parse_address(part.address)
         except ValueError as error:
-            raise document.fail(f"{here}.address", str(error)) from error
+            raise document.fail((*here, "address"), str(error)) from error
         models = None if part.models is None else tuple(_model(model) for model in part.models)
         role = part.labels.get(ROLE_LABEL, "")
         endpoint = Endpoint(part.name, pool.namespace, address, port, part.labels, role, "", models, part.ready)
         if part.name in names:
-            raise document.fail(f"{here}.name", f"the endpoint `{part.name}` stands twice in its pool")
+            raise document.fail((*here, "name"), f"the endpoint `{part.name}` stands twice in its pool")
         if endpoint.destination in found:
-            raise document.fail(f"{here}.address", f"`{endpoint.destination}` stands twice in its pool")
+            raise document.fail((*here, "address"), f"`{endpoint.destination}` stands twice in its pool")
         names.add(part.name)
         found[endpoint.destination] = endpoint
     return tuple(found.values())

@@ -7,7 +7,7 @@ show (`owned-by validate --schema`) and what stands in docs/reference/policy.md.
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,7 +15,12 @@ from msgspec import Meta
 OWNER: Final = re.compile(r"[a-z0-9._/-]{1,128}")
 """An owner after normalising."""
 
-_HEADER_NAME = r"^[a-z0-9!#$%&'*+.^_`|~-]+$"
+_END: Final = r"$(?!\n)"
+"""The end of a text, in Python (where `$` also stands before a last line feed) and in a browser (where it does not) alike."""
+_HEADER_NAME: Final = r"^[a-z0-9!#$%&'*+.^_`|~-]+" + _END
+_HEADER_WORDS: Final = "Expected the name of a header, in lower case"
+WORDS: Final = "words"
+"""The key of a pattern's `extra` for what is said where a text does not match it."""
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _LONGEST: Final = 86_400.0
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
@@ -26,11 +31,16 @@ def _about(text: str) -> Meta:
     return Meta(description=text)
 
 
-HeaderName = Annotated[str, Meta(pattern=_HEADER_NAME, max_length=256)]
-HeaderNameOrNone = Annotated[str, Meta(pattern=f"^$|{_HEADER_NAME}", max_length=256)]
+def _matching(pattern: str, words: str, **rules: Any) -> Meta:
+    """A text that matches a pattern; the words are for who wrote one that does not."""
+    return Meta(pattern=pattern, extra={WORDS: words}, **rules)
+
+
+HeaderName = Annotated[str, _matching(_HEADER_NAME, _HEADER_WORDS, max_length=256)]
+HeaderNameOrNone = Annotated[str, _matching(f"^{_END}|{_HEADER_NAME}", _HEADER_WORDS, max_length=256)]
 Owners = Annotated[tuple[str, ...], Meta(min_length=1, max_length=64)]
 FieldName = Annotated[str, Meta(min_length=1, max_length=256)]
-PathPattern = Annotated[str, Meta(pattern="^/")]
+PathPattern = Annotated[str, _matching("^/", "Expected a path, which begins with /")]
 
 
 class Duration(float):

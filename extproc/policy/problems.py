@@ -1,69 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that is wrong with a policy document, not only the first of it; and what is odd about a good one.
+"""All that is wrong with a policy document, not only the first of it; and what is odd about a good one."""
 
-msgspec names one fault at a time. What is at fault is replaced by something that is not, and the document tried again,
-until it passes or nothing can be replaced.
-"""
-
-import copy
-import difflib
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import msgspec
-from msgspec import inspect
 
-from extproc.policy.candidates import candidates
+from extproc.policy.candidates import Candidates, candidates
 from extproc.policy.config import Duration, Fallback, PolicyConfig, Prefer, Split, default_policy
 from extproc.policy.document import Document, DocumentError
+from extproc.policy.faults import independent, judged
 from extproc.policy.loading import duration, mistakes
 from extproc.policy.types import ANY, Snapshot
 
-_MOST: Final = 50
-_STEP: Final = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
-_UNKNOWN: Final = re.compile(r"unknown field `([^`]+)`")
 _DURATION: Final = r"^(\d+(\.\d+)?(ms|s|m|h))+$"
-_FINE: Final[dict[str, Any]] = {
-    "apiVersion": "owned-by/v1alpha1",
-    "kind": "OwnedByPolicy",
-    "model": "-",
-    "owned_by": "-",
-    "key": "-",
-    "operator": "Exists",
-    "selector": {"matchLabels": {"-": "-"}},
-}
-"""What stands for a required field that is wrong or missing."""
-_ELEMENTS: Final = {
-    "models": ("model",),
-    "routing": ("model", "owned_by", "selector"),
-    "matchExpressions": ("key", "operator"),
-}
-"""The required fields of the elements of each list."""
 
 
 def problems(text: bytes) -> list[str]:
     """Everything that is wrong, each with its line and path, a typo with the key that was meant; none if it is good."""
     try:
-        document = Document(text)
+        document = Document(text, lenient=True)
     except DocumentError as error:
         return [str(error)]
-    found: list[str] = []
-    value = copy.deepcopy(document.value)
-    while len(found) < _MOST:
-        try:
-            policy = msgspec.convert(value, PolicyConfig, dec_hook=duration)
-        except msgspec.ValidationError as error:
-            message, _, path = str(error).partition(" - at `")
-            path = path.rstrip("`") or "$"
-            unknown = _UNKNOWN.search(message)
-            found.append(str(document.fail(path, message + _meant(path, unknown), unknown)))
-            if not _mend(value, path, unknown[1] if unknown else _missing(message)):
-                break
-        else:
-            found += [str(document.fail(path, message)) for path, message in mistakes(policy)]
-            break
+    found = [str(error) for error in document.wrong]
+    if document.value is not None:
+        policy, faults = judged(document.value, PolicyConfig, duration)
+        faults += independent(mistakes(policy), faults)
+        found += [str(document.fail(fault.place, fault.message, fault.key)) for fault in faults]
     return list(dict.fromkeys(found))
 
 
@@ -91,18 +55,16 @@ def schema() -> dict[str, Any]:
 def oddities(policy: PolicyConfig, snapshot: Snapshot) -> list[str]:
     """What a policy names that the endpoints of a snapshot, ready or not, are not: it is valid, and may be a mistake."""
     every = [candidates(snapshot, policy, pool, decoding=False) for pool in snapshot.pools]
-    listed = frozenset().union(*(found.listed for found in every))
+    listed = frozenset[str]().union(*(found.listed for found in every))
+    routed = {policy.normal(route.owned_by) for route in policy.routing}
+    named = {policy.normal(owner) for _, _, owner in _owners(policy)}
+    known = routed | {owner for owner in named if any(found.knows(owner) for found in every)}
     odd = [
         f"{place}: {who} `{owner}`, but no endpoint is that"
         for place, who, owner in _owners(policy)
-        if owner != ANY and not any(found.knows(policy.normal(owner)) for found in every)
+        if policy.normal(owner) not in (ANY, "any", *known)
     ]
-    for number, rule in enumerate(policy.models):
-        meant = [model for model in sorted(listed) if fnmatchcase(model, rule.model)]
-        for owner in map(policy.normal, rule.allow or ()):
-            known = [found for found in every if found.knows(owner)]
-            if meant and known and not any(found.group(owner, (model,)).known for found in known for model in meant):
-                odd.append(f"models[{number}].allow: model `{rule.model}` allows `{owner}`, but no endpoint serves it")
+    odd += _odd_rules(policy, every, listed, known)
     labels = [endpoint.labels for members in snapshot.endpoints.values() for endpoint in members]
     for number, route in enumerate(policy.routing):
         if not any(map(route.selector.admits, labels)):
@@ -113,6 +75,22 @@ def oddities(policy: PolicyConfig, snapshot: Snapshot) -> list[str]:
         if listed and model not in listed:
             odd.append(f"modelAliases.{alias}: no endpoint lists `{model}`")
     return odd
+
+
+def _odd_rules(policy: PolicyConfig, every: list[Candidates], listed: frozenset[str], known: set[str]) -> Iterator[str]:
+    """The rules for models that nobody lists, or with owners that do not serve them."""
+    routed = {
+        (policy.model_aliases.get(route.model, route.model), policy.normal(route.owned_by)) for route in policy.routing
+    }
+    for number, rule in enumerate(policy.models):
+        meant = [model for model in sorted(listed) if fnmatchcase(model, rule.model)]
+        entries = {owner for model, owner in routed if fnmatchcase(model, rule.model)}
+        if listed and not meant and not entries:
+            yield f"models[{number}].model: no endpoint lists a model that `{rule.model}` matches"
+        for owner in dict.fromkeys(map(policy.normal, rule.allow or ())):
+            serves = any(found.group(owner, (model,)).known for found in every for model in meant)
+            if meant and owner in known - entries and not serves:
+                yield f"models[{number}].allow: model `{rule.model}` allows `{owner}`, but no endpoint serves it"
 
 
 def _owners(policy: PolicyConfig) -> Iterator[tuple[str, str, str]]:
@@ -132,74 +110,3 @@ def _whens(place: str, rules: Any) -> Iterator[tuple[str, str, str]]:
             yield from ((f"{place}whenAbsent.weights", "gives a share to", owner) for owner in weights)
     if isinstance(rules.when_unready, Fallback):
         yield from ((f"{place}whenUnready.owners", "falls back to", owner) for owner in rules.when_unready.owners)
-
-
-def _missing(message: str) -> str | None:
-    found = re.search(r"missing required field `([^`]+)`", message)
-    return found[1] if found else None
-
-
-def _mend(value: Any, path: str, key: str | None) -> bool:
-    """Replace what is at fault, `key` of the node at `path` if one is named; False if that cannot be."""
-    steps: list[Any] = [name or int(index) for name, index in _STEP.findall(path) if index != "..."]
-    steps += [key] if key else []
-    if not steps:
-        return False
-    nodes = [value]
-    for step in steps[:-1]:
-        nodes.append(nodes[-1][step] if isinstance(step, int) else nodes[-1].get(step))
-    parent, last = nodes[-1], steps[-1]
-    if isinstance(last, int):
-        lists = [step for step in steps[:-1] if isinstance(step, str)]
-        required = _ELEMENTS.get(lists[-1] if lists else "")
-        # A name of its own, so that two that were wrong are not twins.
-        parent[last] = {name: _FINE[name] for name in required} | {required[0]: f"-{last}"} if required else "-"
-        return True
-    if not isinstance(parent, dict):
-        return False
-    if last in _FINE and (key is None or last not in parent):
-        parent[last] = copy.deepcopy(_FINE[last])
-    elif last == "action" or last not in parent:  # an action that is none, or that lacks something: the whole of it
-        return len(steps) > 1 and _mend(value, path.rpartition(".")[0] if key is None else path, None)
-    else:
-        del parent[last]
-    return True
-
-
-def _meant(path: str, unknown: re.Match[str] | None) -> str:
-    """The known key that an unknown one is nearest to."""
-    if unknown is None:
-        return ""
-    near = difflib.get_close_matches(unknown[1], sorted(_keys(path)), n=1)
-    return f", did you mean `{near[0]}`?" if near else ""
-
-
-def _keys(path: str) -> set[str]:
-    """The keys of the object at a path."""
-    kinds: Iterable[inspect.Type] = [inspect.type_info(PolicyConfig)]
-    for name, _ in _STEP.findall(path):
-        kinds = [inner for kind in kinds for inner in _inside(kind, name)]
-    return {
-        field.encode_name for kind in _plain(kinds) if isinstance(kind, inspect.StructType) for field in kind.fields
-    }
-
-
-def _inside(kind: inspect.Type, name: str) -> Iterator[inspect.Type]:
-    for plain in _plain([kind]):
-        match plain:
-            case inspect.StructType(fields=fields):
-                yield from (field.type for field in fields if field.encode_name == name)
-            case inspect.VarTupleType(item_type=inner) | inspect.DictType(value_type=inner):
-                yield inner
-
-
-def _plain(kinds: Iterable[inspect.Type]) -> Iterator[inspect.Type]:
-    """The types without what wraps them."""
-    for kind in kinds:
-        match kind:
-            case inspect.Metadata(type=inner):
-                yield from _plain([inner])
-            case inspect.UnionType(types=types):
-                yield from _plain(types)
-            case _:
-                yield kind

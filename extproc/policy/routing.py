@@ -71,8 +71,8 @@ def parse_routing(text: bytes) -> Routes:
         routes = Document(text).convert(_Stored).routing
     # What two names of an owner come to is the policy's business, which may be another tomorrow.
     literal = msgspec.structs.replace(default_policy(), match=Match(aliases={}), routing=routes)
-    for path, message in misrouted(literal):
-        raise Document(text).fail(path, message)
+    for fault in misrouted(literal):
+        raise Document(text).fail(fault.place, fault.message, fault.key)
     return routes
 
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from extproc.policy.candidates import candidates
 from extproc.policy.config import PolicyConfig, Route
+from extproc.policy.document import spelled
 from extproc.policy.loading import misrouted
 from extproc.policy.routing import Edit, Refused, Routes, Routing, RoutingStore, matching, plain, put, remove
 from extproc.policy.types import Snapshot
@@ -61,8 +62,8 @@ class RoutingApi:
         policy = self._policy()
         route = Route(change.model, policy.normal(change.owned_by), change.selector)
         request.state.audit = plain(route)
-        for path, message in misrouted(msgspec.structs.replace(policy, routing=(route,))):
-            raise Mistake(message, path.removeprefix("$.routing[0]").removeprefix("."))
+        for fault in misrouted(msgspec.structs.replace(policy, routing=(route,))):
+            raise Mistake(fault.message, spelled(fault.place[2:]))
         self._refuse_unknown(change.model, policy)
         before, stored = await self._change(put(route, policy.normal), change.version)
         known = matching(before, route.model, route.owned_by, policy.normal)

@@ -170,7 +170,7 @@ class TestChange:
         refused = await store.change(lambda routes: (*routes, *routes))
 
         assert refused == Refused(
-            "invalid", "the entries would be refused: line 9, routing[1]: the same model and owner as in routing[0]"
+            "invalid", "the entries would be refused: line 14, routing[1]: the same model and owner as in routing[0]"
         )
         assert path.read_bytes() == document("m")
 

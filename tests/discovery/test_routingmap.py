@@ -246,7 +246,7 @@ class TestChange:
         await rig.gets("m")
 
         assert await changing == Refused(
-            "invalid", "the entries would be refused: line 9, routing[1]: the same model and owner as in routing[0]"
+            "invalid", "the entries would be refused: line 14, routing[1]: the same model and owner as in routing[0]"
         )
 
     async def test_a_bad_document_is_not_overwritten(self, rig: Rig) -> None:

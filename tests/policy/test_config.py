@@ -92,18 +92,22 @@ def test_what_is_given_is_taken_and_the_rest_is_default() -> None:
     }
 
 
-HEADER_NAME = 'Expected `str` matching regex "^[a-z0-9!#$%&\'*+.^_`|~-]+$"'
+HEADER_NAME = "Expected the name of a header, in lower case"
 NO_OWNER = "is not an owner: a-z 0-9 . _ / - in lower case"
 WRONG = {
-    "unknown key": ("pathes: []\n", "line 3: Object contains unknown field `pathes`"),
+    "unknown key": ("pathes: []\n", "line 3: Object contains unknown field `pathes`, did you mean `paths`?"),
     "paths, no list": ("paths: /v1/*\n", "line 3, paths: Expected `array`, got `str`"),
-    "paths, no path": ("paths:\n- /v1/*\n- v2\n", "line 5, paths[1]: Expected `str` matching regex '^/'"),
+    "paths, no path": ("paths:\n- /v1/*\n- v2\n", "line 5, paths[1]: Expected a path, which begins with /"),
     "header in capitals": ("sources:\n  headers: [X-Owned-By]\n", f"line 4, sources.headers[0]: {HEADER_NAME}"),
     "header, empty": ("sources:\n  headers: ['']\n", f"line 4, sources.headers[0]: {HEADER_NAME}"),
+    "header, a line feed": ('sources:\n  headers: ["x-a\\n"]\n', f"line 4, sources.headers[0]: {HEADER_NAME}"),
     "query, empty": ("sources:\n  query: ['']\n", "line 4, sources.query[0]: Expected `str` of length >= 1"),
     "unknown source": ("sources:\n  cookies: []\n", "line 4, sources: Object contains unknown field `cookies`"),
-    "models": ("match:\n  models: all\n", "line 4, match.models: Invalid enum value 'all'"),
-    "engineFrom": ("match:\n  engineFrom: [env]\n", "line 4, match.engineFrom[0]: Invalid enum value 'env'"),
+    "models": ("match:\n  models: all\n", "line 4, match.models: Invalid value 'all', expected `known` or `any`"),
+    "engineFrom": (
+        "match:\n  engineFrom: [env]\n",
+        "line 4, match.engineFrom[0]: Invalid value 'env', expected `label` or `probe`",
+    ),
     "alias in capitals": ("match:\n  aliases: {TRT: x}\n", f"line 4, match.aliases.TRT: `TRT` {NO_OWNER}"),
     "alias of any": ("match:\n  aliases:\n    a: any\n", f"line 5, match.aliases.a: `any` {NO_OWNER}"),
     "alias of *": ("match:\n  aliases:\n    a: '*'\n", f"line 5, match.aliases.a: `*` {NO_OWNER}"),
@@ -111,12 +115,15 @@ WRONG = {
         "match:\n  unlabeledAs: a b\n",
         "line 4, match.unlabeledAs: `a b` is not an owner: letters, digits and . _ / -",
     ),
-    "model alias": ("modelAliases: {a: 1}\n", "line 3, modelAliases[...]: Expected `str`, got `int`"),
+    "model alias": ("modelAliases: {a: 1}\n", "line 3, modelAliases.a: Expected `str`, got `int`"),
     "destinations, none": ("destinations: 0\n", "line 3, destinations: Expected `int` >= 1"),
     "destinations, many": ("destinations: 65\n", "line 3, destinations: Expected `int` <= 64"),
     "destinations, text": ("destinations: '3'\n", "line 3, destinations: Expected `int`, got `str`"),
     "guard": ("guard: maybe\n", "line 3, guard: Expected `bool`, got `str`"),
-    "whenAbsent": ("whenAbsent: {action: panic}\n", "line 3, whenAbsent.action: Invalid value 'panic'"),
+    "whenAbsent": (
+        "whenAbsent: {action: panic}\n",
+        "line 3, whenAbsent.action: Invalid value 'panic', expected `passthrough` or `reject` or `prefer` or `split`",
+    ),
     "whenAbsent, no action": ("whenAbsent: {}\n", "line 3, whenAbsent: Object missing required field `action`"),
     "whenAbsent, a foreign key": (
         "whenAbsent:\n  action: reject\n  owners: [a]\n",
@@ -125,10 +132,16 @@ WRONG = {
     "whenUnknown": ("whenUnknown: reject\n", "line 3, whenUnknown: Expected `object`, got `str`"),
     "whenUnknownModel": (
         "whenUnknownModel: {action: prefer}\n",
-        "line 3, whenUnknownModel.action: Invalid value 'prefer'",
+        "line 3, whenUnknownModel.action: Invalid value 'prefer', expected `passthrough` or `reject`",
     ),
-    "whenUnready": ("whenUnready: {action: passthrough}\n", "line 3, whenUnready.action: Invalid value 'passthrough'"),
-    "whenTruncated": ("whenTruncated: {action: fallback}\n", "line 3, whenTruncated.action: Invalid value 'fallback'"),
+    "whenUnready": (
+        "whenUnready: {action: passthrough}\n",
+        "line 3, whenUnready.action: Invalid value 'passthrough', expected `reject` or `fallback`",
+    ),
+    "whenTruncated": (
+        "whenTruncated: {action: fallback}\n",
+        "line 3, whenTruncated.action: Invalid value 'fallback', expected `passthrough` or `reject`",
+    ),
     "maxBytes": ("body:\n  maxBytes: 0\n", "line 4, body.maxBytes: Expected `int` >= 1"),
     "timeout, a number": ("body:\n  timeout: 10\n", "line 4, body.timeout: expected a duration such as 10s, got `10`"),
     "timeout, spaced": (
@@ -187,10 +200,10 @@ def test_nothing_is_promoted_into_what_frames_authorises_or_steers_a_request(nam
 
 
 @pytest.mark.parametrize("key", ["header", "model"])
-@pytest.mark.parametrize("name", ["X-Owned-By", ":path", "x owned", "x\u00e9", "x:", "x" * 257])
+@pytest.mark.parametrize("name", ["X-Owned-By", ":path", "x owned", "x\u00e9", "x:", "x\\n", "\\n", "x" * 257])
 def test_nothing_is_promoted_into_what_is_no_header(name: str, key: str) -> None:
     with pytest.raises(DocumentError) as caught:
-        parse_policy((HEAD + f"promote:\n  {key}: '{name}'\n").encode())
+        parse_policy((HEAD + f'promote:\n  {key}: "{name}"\n').encode())
     assert str(caught.value).startswith(f"line 4, promote.{key}: ")
 
 
@@ -205,8 +218,14 @@ def test_owner_and_model_may_stand_in_headers_of_their_own(name: str) -> None:
 HEADLESS = {
     "no kind": ("apiVersion: owned-by/v1alpha1\n", "line 1: Object missing required field `kind`"),
     "no apiVersion": ("kind: OwnedByPolicy\n", "line 1: Object missing required field `apiVersion`"),
-    "another version": ("kind: OwnedByPolicy\napiVersion: v2\n", "line 2, apiVersion: Invalid enum value 'v2'"),
-    "another kind": ("apiVersion: owned-by/v1alpha1\nkind: Pod\n", "line 2, kind: Invalid enum value 'Pod'"),
+    "another version": (
+        "kind: OwnedByPolicy\napiVersion: v2\n",
+        "line 2, apiVersion: Invalid value 'v2', expected `owned-by/v1alpha1`",
+    ),
+    "another kind": (
+        "apiVersion: owned-by/v1alpha1\nkind: Pod\n",
+        "line 2, kind: Invalid value 'Pod', expected `OwnedByPolicy`",
+    ),
     "empty": ("", "the document is empty"),
 }
 
@@ -349,11 +368,11 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "split by less than nothing": (
         "whenAbsent:\n  action: split\n  weights: {vllm: -1}\n",
-        "line 5, whenAbsent.weights[...]: Expected `int` >= 0",
+        "line 5, whenAbsent.weights.vllm: Expected `int` >= 0",
     ),
     "split by a part": (
         "whenAbsent:\n  action: split\n  weights: {vllm: 0.5}\n",
-        "line 5, whenAbsent.weights[...]: Expected `int`, got `float`",
+        "line 5, whenAbsent.weights.vllm: Expected `int`, got `float`",
     ),
     "split to anything": (
         "whenAbsent:\n  action: split\n  weights: {vllm: 1, '*': 1}\n",
@@ -393,7 +412,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "a rule that has no whenUnknownModel": (
         "models:\n- model: a\n  whenUnknownModel: {action: reject}\n",
-        "line 5, models[0]: Object contains unknown field `whenUnknownModel`",
+        "line 5, models[0]: Object contains unknown field `whenUnknownModel`, did you mean `whenUnknown`?",
     ),
     "allow nobody": (
         "models:\n- model: a\n  allow: []\n",
@@ -424,7 +443,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     ),
     "route an owner in camel case": (
         "routing:\n- model: a\n  ownedBy: vllm\n",
-        "line 5, routing[0]: Object contains unknown field `ownedBy`",
+        "line 5, routing[0]: Object contains unknown field `ownedBy`, did you mean `owned_by`?",
     ),
     "route anything": (
         "routing:\n- model: a\n  selector: {matchLabels: {app: x}}\n  owned_by: '*'\n",
@@ -463,7 +482,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     },
     "an unknown operator": (
         "routing:\n- model: a\n  owned_by: vllm\n  selector:\n    matchExpressions: [{key: app, operator: in}]\n",
-        "line 7, routing[0].selector.matchExpressions[0].operator: Invalid enum value 'in'",
+        "line 7, routing[0].selector.matchExpressions[0].operator: Invalid value 'in', did you mean `In`?",
     ),
     "an expression about no label": (
         "routing:\n- model: a\n  owned_by: vllm\n  selector:\n    matchExpressions: [{key: '', operator: Exists}]\n",

@@ -4,7 +4,7 @@
 import msgspec
 import pytest
 
-from extproc.policy.document import Document, DocumentError
+from extproc.policy.document import SKIPPED, Document, DocumentError, Place
 
 
 class Leaf(msgspec.Struct, forbid_unknown_fields=True):
@@ -28,8 +28,17 @@ WRONG = {
     ),
     "a tag": (
         b"leaves: !!python/object:os.system []\n",
-        "line 1: could not determine a constructor for the tag 'tag:yaml.org,2002:python/object:os.system'",
+        "line 1: the tag `!!python/object:os.system` may not stand here",
     ),
+    "a set": (b"leaves: []\nroots: !!set {a}\n", "line 2: the tag `!!set` may not stand here"),
+    "a tag of one's own": (b"leaves: !leaf []\n", "line 1: the tag `!leaf` may not stand here"),
+    "a tag of another kind": (b"leaves: !!str []\n", "line 1: the tag `!!str` may not stand here"),
+    "a tag in what is merged": (b"<<: {leaves: !!set {a}}\n", "line 1: the tag `!!set` may not stand here"),
+    "a merge of a text": (
+        b"leaves: []\n<<: a\n",
+        "line 2: expected a mapping or list of mappings for merging, but found scalar",
+    ),
+    "no date": (b"leaves: []\nsince: 2024-13-45\n", "line 2: a value does not fit its tag"),
     "not UTF-8": (b"leaves: \xff\n", "unacceptable character #x00ff: invalid leading UTF-8 octet"),
     "a control character": (b"\x00", "unacceptable character #x0000: control characters are not allowed"),
 }
@@ -69,6 +78,33 @@ def test_what_does_not_fit_is_named_with_its_line(text: bytes, message: str) -> 
     assert str(caught.value) == message
 
 
+def test_a_lenient_document_is_read_without_the_keys_and_values_that_may_not_be_there() -> None:
+    document = Document(b"a: 1\na: 2\n3: x\nb: [!!set {c}, 4]\na: 5\n", lenient=True)
+
+    assert [str(error) for error in document.wrong] == [
+        "line 2: the key `a` stands twice",
+        "line 3: the key `3` is not a text",
+        "line 5: the key `a` stands twice",
+        "line 4: the tag `!!set` may not stand here",
+    ]
+    assert document.value == {"a": 5, "b": [SKIPPED, 4]}
+
+
+PLACES = {
+    (): "line 1: x",
+    ("b", 0): "line 2, b[0]: x",
+    ("c", "d.e"): "line 4, c.d.e: x",
+    ("c", "f g"): 'line 5, c["f g"]: x',
+    ("c", ""): 'line 3, c[""]: x',
+}
+
+
+@pytest.mark.parametrize(("place", "shown"), PLACES.items())
+def test_an_error_is_on_the_line_of_its_place(place: Place, shown: str) -> None:
+    document = Document(b"a: 1\nb: [1]\nc:\n  d.e: 1\n  f g: 2\n")
+    assert str(document.fail(place, "x")) == shown
+
+
 def test_a_key_that_is_no_text_is_named_with_its_line() -> None:
     with pytest.raises(DocumentError, match=r"^line 2: the key `1` is not a text$"):
         Document(b"leaves: []\n1: 2\n")
@@ -90,5 +126,5 @@ def test_deep_nesting_is_an_error_and_no_crash() -> None:
 
 @pytest.mark.parametrize("text", [b"a: !!bool maybe", b"a: !!int ''", b"a: !!float ''", b"a: !!timestamp x"])
 def test_a_value_that_does_not_fit_its_tag_is_a_clear_error(text: bytes) -> None:
-    with pytest.raises(DocumentError, match=r"^a value does not fit its tag$"):
+    with pytest.raises(DocumentError, match=r"^line 1: a value does not fit its tag$"):
         Document(text)

@@ -65,7 +65,10 @@ CHANGES: dict[str, tuple[Any, Any]] = {
         ENTRY | {"selector": {"matchLabels": {"app": 1}}},
         bad("Expected `str`, got `int`", "selector.matchLabels[...]"),
     ),
-    "a version that is none": (ENTRY | {"resourceVersion": 7}, bad("Expected `str | null`, got `int`", "resourceVersion")),
+    "a version that is none": (
+        ENTRY | {"resourceVersion": 7},
+        bad("Expected `str | null`, got `int`", "resourceVersion"),
+    ),
 }
 
 
