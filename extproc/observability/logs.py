@@ -103,7 +103,12 @@ def make_logger(form: str, level: str, stream: BinaryIO | None = None) -> Logger
         chain.append(structlog.processors.JSONRenderer(serializer=lambda event, **_: encode(event)))
         sink = structlog.BytesLogger(stream)
     else:
-        chain = [*shared, structlog.dev.ConsoleRenderer(timestamp_key="ts", colors=stream.isatty())]
+        # Where rich is installed, tracebacks would show the values of variables, and with them headers and bodies.
+        plain = structlog.dev.plain_traceback
+        chain = [
+            *shared,
+            structlog.dev.ConsoleRenderer(timestamp_key="ts", colors=stream.isatty(), exception_formatter=plain),
+        ]
         sink = structlog.WriteLogger(io.TextIOWrapper(stream, write_through=True))
     wrapper = structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()])
     bound: Logger = structlog.wrap_logger(sink, processors=chain, wrapper_class=wrapper, cache_logger_on_first_use=True)

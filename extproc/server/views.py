@@ -160,7 +160,8 @@ def sources(status: Status, now: float) -> list[Source]:
         elif "configmap" in entry:
             watch = entry["watch"]
             where = f"ConfigMap {entry['configmap']}"
-            found.append(Source(name, where, _synced(watch), _since(watch["age_seconds"], now), _short(entry["error"])))
+            error = _short(entry["error"] or watch["error"])  # a good document may be old: nobody tells of a newer one
+            found.append(Source(name, where, _synced(watch), _since(watch["age_seconds"], now), error))
         else:
             for namespace, watch in entry.items():
                 where = "all namespaces" if namespace == "*" else f"namespace {namespace}"

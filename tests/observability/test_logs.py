@@ -3,6 +3,7 @@
 
 import io
 import re
+import secrets
 from collections.abc import Callable
 
 import msgspec
@@ -65,6 +66,22 @@ def test_a_console_line_can_be_read_by_a_person() -> None:
 
     assert b"decision" in stream.getvalue()
     assert b"reason=owner-matched" in stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_traceback_shows_no_values(form: str) -> None:
+    def fails(header: str) -> None:
+        raise ValueError(len(header))
+
+    stream, credential = io.BytesIO(), secrets.token_hex(8)
+    logger = make_logger(form, "info", stream)
+    try:
+        fails(credential)
+    except ValueError:
+        logger.exception("internal error")
+
+    assert b"ValueError: 16" in stream.getvalue()
+    assert credential.encode() not in stream.getvalue()
 
 
 def test_lines_that_come_together_are_written_together() -> None:

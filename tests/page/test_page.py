@@ -229,6 +229,14 @@ async def test_markup_in_the_clusters_texts_and_in_requests_is_text(shared: Stag
     assert (made, await page.title()) == (["page.js"], "owned-by")
 
 
+async def test_what_ends_a_line_for_a_script_is_text_too(shared: Stage, visit: Open) -> None:
+    page = await visit(shared.url)
+    await settled(page)
+    await shared.decide(x_owned_by="vllm", x_gateway_model_name="a\N{LINE SEPARATOR}b", x_request_id="two-lines")
+
+    await expect(page.get_by_role("cell", name="two-lines")).to_be_visible()
+
+
 async def test_the_browser_is_held_to_text_even_if_a_line_of_the_page_were_wrong(
     shared: Stage, browser: Browser
 ) -> None:

@@ -195,6 +195,7 @@ def test_every_source_is_shown_with_its_age_and_what_is_wrong_with_it() -> None:
             "config": {"file": "c.yaml", "age_seconds": None, "error": "it is empty"},
             "pods": {"a": watch(), "*": watch(synced=False, age_seconds=None, error="403")},
             "policy": {"configmap": "ns/owned-by", "error": "it was deleted", "watch": watch(objects=0)},
+            "routing": {"configmap": "ns/owned-by-routing", "error": None, "watch": watch(error="no connection")},
         },
         probe=NOBODY | {"followed": 7, "answered": 2, "failing": 5, "failures": failures},
         load=NOBODY | {"followed": 3, "fresh": 3},
@@ -206,6 +207,7 @@ def test_every_source_is_shown_with_its_age_and_what_is_wrong_with_it() -> None:
         Source("pods", "namespace a", "4 objects", 998, None),
         Source("pods", "all namespaces", "not synced", None, "403"),
         Source("policy", "ConfigMap ns/owned-by", "0 objects", 998, "it was deleted"),
+        Source("routing", "ConfigMap ns/owned-by-routing", "4 objects", 998, "no connection"),
         Source(
             "models",
             "/v1/models of endpoints",

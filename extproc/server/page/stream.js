@@ -67,7 +67,8 @@ async function read(body, control, event) {
     const frames = (rest + value).split("\n\n");
     rest = frames.pop();
     for (const frame of frames) {
-      const found = /^event: (.*)\ndata: (.*)$/.exec(frame); // a comment is none
+      // A comment is none. `.` would not do: to it U+2028, which any client can put into a model's name, ends a line.
+      const found = /^event: ([^\n]*)\ndata: ([^\n]*)$/.exec(frame);
       if (found) event(found[1], JSON.parse(found[2]));
     }
   }
