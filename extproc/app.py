@@ -221,6 +221,7 @@ class App:
         return Access(
             admin_app(sources, [*page_routes(), live.route()]),
             self._logger,
+            make_logger(self._settings.log_format, "info"),
             address=self._settings.admin_address,
             hosts=self._settings.admin_hosts,
             token_file=self._settings.admin_token_file,

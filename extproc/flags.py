@@ -109,8 +109,8 @@ class HostsType(click.ParamType[Any]):
         if isinstance(value, tuple):
             return value
         words = [word.strip().lower() for word in value.split(",")]
-        if not all(_NAME.fullmatch(word) for word in words):
-            self.fail(f"`{value}` is not a list of host names, which have no port", param, ctx)
+        if not all(_NAME.fullmatch(word) or _is_ipv6(word) for word in words):
+            self.fail(f"`{value}` is not a list of host names and addresses, which have no port", param, ctx)
         return tuple(dict.fromkeys(words))
 
 
@@ -160,6 +160,13 @@ def _refuse_times(flags: dict[str, Any]) -> None:
         raise click.UsageError("--metrics-staleness-threshold must be at least three times --refresh-metrics-interval")
     if flags["probe_timeout"] <= 0:
         raise click.UsageError("--probe-timeout must be longer than nothing")
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text.removeprefix("[").removesuffix("]")).version == 6  # noqa: PLR2004
+    except ValueError:
+        return False
 
 
 def _is_loopback(address: str) -> bool:

@@ -6,6 +6,7 @@ Content is compared, not time stamps: a mounted ConfigMap changes by a link that
 
 import asyncio
 import ipaddress
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Final
@@ -119,6 +120,8 @@ class WatchedFile:
     def load(self) -> bool:
         """Look once: True if there was something new and it could be used. Raises DocumentError if it could not."""
         try:
+            if not stat.S_ISREG(self.path.stat().st_mode):  # to read a pipe could take for ever
+                raise DocumentError("it is not a file")
             content = self.path.read_bytes()
         except OSError as error:
             if not self._optional or not isinstance(error, FileNotFoundError):

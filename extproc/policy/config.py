@@ -211,7 +211,9 @@ class Route(_Part, frozen=True, rename=None, eq=False):
     """The endpoints of one model and owner, named by a selector, in place of those that are of this engine."""
 
     model: Annotated[
-        str, Meta(min_length=1, max_length=256), _about("The model, as a client or as the engines call it.")
+        str,
+        Meta(min_length=1, max_length=256),
+        _about("The model, after `modelAliases`, or what a rewrite makes of it."),
     ]
     owned_by: Annotated[str, _about("The owner whose endpoints these are.")]
     selector: Annotated[Selector, _about("Which endpoints of the pool they are.")]

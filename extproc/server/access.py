@@ -34,6 +34,7 @@ class Access:
         self,
         app: ASGIApp,
         logger: Logger,
+        audit: Logger,
         *,
         address: str,
         hosts: Collection[str] = (),
@@ -42,11 +43,12 @@ class Access:
     ) -> None:
         """`address` and `hosts` are what this server may be called, beside the names of loopback; None needs no token.
 
-        `open_paths` are asked without a token.
+        `audit` is told of every write, whatever the level of `logger`. `open_paths` are asked without a token.
         """
         self._app = app
         self._logger = logger.bind(logger="admin")
-        self._hosts = {"localhost", "127.0.0.1", "[::1]", f"[{address}]" if ":" in address else address, *hosts}
+        self._audit = audit.bind(logger="admin")
+        self._hosts = {"localhost", "127.0.0.1", "[::1]", *map(_bracketed, (address, *hosts))}
         self._token_file = token_file
         self._open_paths = frozenset(open_paths)
 
@@ -72,7 +74,7 @@ class Access:
         finally:
             client, _ = scope.get("client") or ("", 0)
             what = {"method": scope["method"], "path": scope["path"][:_SHOWN], "status": status, "client": client}
-            self._logger.info("admin write", **what, **said.get("audit", {}))
+            self._audit.info("admin write", **what, **said.get("audit", {}))
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self._refusal(scope, Headers(scope=scope)) or self._app
@@ -117,6 +119,11 @@ def _has_body(headers: Headers) -> bool:
 def _name(host: str) -> str:
     """A Host without its port."""
     return host if host.endswith("]") else host.rpartition(":")[0] or host
+
+
+def _bracketed(host: str) -> str:
+    """An address or a name as a Host has it: IPv6 in brackets, all in lower case."""
+    return f"[{host.strip('[]')}]".lower() if ":" in host else host.lower()
 
 
 def _netloc(origin: str) -> str:

@@ -63,7 +63,9 @@ def admin_app(sources: Sources, more: Sequence[BaseRoute] = ()) -> Starlette:
         Route("/openapi.json", _page(document)),
         *more,
     ]
-    return Starlette(routes=routes, exception_handlers=HANDLERS)
+    app = Starlette(routes=routes, exception_handlers=HANDLERS)
+    app.router.redirect_slashes = False  # a redirect has no body of ours, and not every client follows one
+    return app
 
 
 class _Pages:
@@ -129,7 +131,9 @@ def _page(content: Page) -> Callable[[Request], Response]:
 
 def _owners(text: str, policy: PolicyConfig) -> tuple[str, ...]:
     if not re.search(OWNERS, text):
-        raise Mistake("`owned_by` is not a list of at most 8 owners with commas between them", "owned_by")
+        raise Mistake(
+            "`owned_by` is not a list of at most 8 owners with commas between them", "owned_by", code="owner_malformed"
+        )
     return tuple(dict.fromkeys(map(policy.normal, text.split(","))))
 
 

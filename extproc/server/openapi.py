@@ -20,11 +20,15 @@ _CODES: Final = {
     401: "The bearer token is missing or wrong.",
     403: "The Host is not this server's, or another site asks.",
     404: "There is no such thing.",
+    408: "The body took too long.",
     409: "Not at that `resourceVersion` (`conflict`), or it cannot be changed here (`read_only`).",
     413: "The body is too long.",
     415: "A body must be `application/json`.",
     503: "Not now: it is not ready, or what is needed cannot be read or reached.",
 }
+_ANYWHERE: Final = {400, 401, 403, 415, 503}
+"""What any request may come to: HTTP that cannot be read, a refusal, a body, a token that the server cannot read."""
+_BODY: Final = {408, 413}
 _ANYTHING: Final[Json] = {"type": "object"}
 _STORED: Final[Json] = {"allOf": [{"$ref": "#/components/schemas/Entry"}], "required": ["resourceVersion"]}
 
@@ -57,6 +61,8 @@ def document() -> Json:
 
 def _paths() -> Json:
     return {
+        "/": {"get": _file("The status page", "text/html") | {"security": []}},
+        "/events": {"get": _file("What the page shows, as server-sent events without an end", "text/event-stream")},
         "/healthz": {"get": _probe("Whether the process answers", {200})},
         "/readyz": {"get": _probe("Whether requests are welcome", {200, 503})},
         "/statusz": {"get": _shown("How it is: components, pools, sources and their age")},
@@ -68,7 +74,7 @@ def _paths() -> Json:
             "get": _operation(
                 "The models of the ready endpoints and who serves them, as the gateway lists them",
                 {200: _ref("ModelList")},
-                {400, 404},
+                {404},
                 parameters=[_OWNED_BY, _POOL],
             )
         },
@@ -76,7 +82,7 @@ def _paths() -> Json:
             "get": _operation(
                 "One of them; a slash in its name stands as it is or as %2F",
                 {200: _ref("Model")},
-                {400, 404},
+                {404},
                 parameters=[_parameter("model", where="path", required=True), _OWNED_BY, _POOL],
             )
         },
@@ -84,7 +90,7 @@ def _paths() -> Json:
             "post": _operation(
                 "Where a request would go and why, step by step; nothing is sent",
                 {200: _ref("Explanation")},
-                {400, 413, 415},
+                _BODY,
                 body="Explain",
             )
         },
@@ -92,21 +98,21 @@ def _paths() -> Json:
             "post": _operation(
                 "List and ask again all that is followed, now, and say what changed",
                 {200: _ref("Discovered")},
-                {400, 413, 415},
+                _BODY,
             )
         },
         "/admin/api/routing": {
-            "get": _operation("All entries, and the version that they have", {200: _ref("Entries")}, {409, 503}),
+            "get": _operation("All entries, and the version that they have", {200: _ref("Entries")}, {409}),
             "post": _operation(
                 "Store an entry: 201 for a new one, 200 in the place of one for the same model and owner",
                 {200: _STORED, 201: _STORED},
-                {400, 404, 409, 413, 415, 503},
+                {404, 409} | _BODY,
                 body="RoutingChange",
             ),
             "delete": _operation(
                 "Forget an entry",
                 {204: None},
-                {400, 404, 409, 503},
+                {404, 409},
                 parameters=[
                     _parameter("model", required=True),
                     _parameter("owned_by", required=True),
@@ -132,7 +138,7 @@ def _operation(
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(body)}}}
     for status, schema in answers.items():
         found["responses"][str(status)] = {"description": _CODES[status]} | _content(schema)
-    for status in sorted(errors | {401, 403}):
+    for status in sorted(errors | _ANYWHERE):
         found["responses"][str(status)] = {"description": _CODES[status]} | _content(_ref("Error"))
     return found
 
@@ -145,6 +151,12 @@ def _probe(summary: str, statuses: set[int]) -> Json:
     text = {"text/plain": {"schema": {"type": "string"}}}
     answers = {str(status): {"description": _CODES[status], "content": text} for status in sorted(statuses)}
     return {"summary": summary, "security": [], "responses": answers}
+
+
+def _file(summary: str, kind: str) -> Json:
+    found = _operation(summary, {200: None}, set())
+    found["responses"]["200"]["content"] = {kind: {"schema": {"type": "string"}}}
+    return found
 
 
 def _content(schema: Json | None) -> Json:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an admin request says, read strictly: a body as a type, a query as names that are known."""
 
+import asyncio
 from collections.abc import Collection
 from typing import Annotated, Any, Final, TypeVar
 
@@ -16,6 +17,8 @@ T = TypeVar("T")
 
 MAX_BODY: Final = 1_048_576
 """The longest body that is read, in bytes."""
+PATIENCE: Final = 30.0
+"""Seconds that a body may take."""
 VERSION: Final = (
     "The version that the change is made for, as GET gave it (empty: nothing is stored); another by now is 409."
 )
@@ -75,13 +78,16 @@ class Explain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def body_of(request: Request) -> bytes:
-    """The whole body. Raises Mistake if it is longer than MAX_BODY, or cut."""
+    """The whole body. Raises Mistake if it is longer than MAX_BODY, later than PATIENCE, or cut."""
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY:
-                raise Mistake(f"the body is longer than {MAX_BODY} bytes", status=413, code="body_too_large")
+        async with asyncio.timeout(PATIENCE):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise Mistake(f"the body is longer than {MAX_BODY} bytes", status=413, code="body_too_large")
+    except TimeoutError as error:
+        raise Mistake(f"the body did not come within {PATIENCE:g} s", status=408, code="body_timeout") from error
     except ClientDisconnect as error:
         raise Mistake("the body did not come to its end") from error
     return bytes(body)

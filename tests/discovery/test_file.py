@@ -2,6 +2,7 @@
 """The endpoints file and the loop that reads a file again."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -140,5 +141,12 @@ class TestWatchedFile:
         assert (seen, news) == ([b"", b"one", b""], [True, False, True, True, False])
 
     def test_an_optional_file_that_cannot_be_read_is_an_error_all_the_same(self, tmp_path: Path) -> None:
-        with pytest.raises(DocumentError, match="cannot be read: Is a directory"):
+        with pytest.raises(DocumentError, match="it is not a file"):
             WatchedFile(tmp_path, lambda _: None, optional=True).load()
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(DocumentError, match=r"^it is not a file$"):
+        WatchedFile(tmp_path / "pipe", lambda _: None).load()

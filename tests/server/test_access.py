@@ -25,7 +25,7 @@ JSON = {"content-type": "application/json"}
 class Admin:
     """A page that answers what it was sent, behind the rules; `log` is what was written down."""
 
-    def __init__(self, **rules: Any) -> None:
+    def __init__(self, level: str = "info", **rules: Any) -> None:
         self.log = io.BytesIO()
         self.url = ""
 
@@ -35,8 +35,8 @@ class Admin:
 
         paths = ("/", "/healthz", "/readyz", "/statusz", "/admin/discover")
         routes = [Route(path, echo, methods=["GET", "POST"]) for path in paths]
-        rules = {"address": "127.0.0.1", "open_paths": ("/",)} | rules
-        self.app = Access(Starlette(routes=routes), make_logger("json", "info", self.log), **rules)
+        rules = {"audit": make_logger("json", "info", self.log), "address": "127.0.0.1", "open_paths": ("/",)} | rules
+        self.app = Access(Starlette(routes=routes), make_logger("json", level, self.log), **rules)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -219,3 +219,18 @@ async def test_a_look_is_not_written_down(admin: Admin) -> None:
     await admin.ask("POST", "/statusz", JSON, b"{}")
 
     assert admin.lines == []
+
+
+async def test_a_write_is_written_down_whatever_the_level() -> None:
+    quiet = Admin("error")
+    async with served(quiet.app) as quiet.url:
+        await quiet.ask("POST", "/admin/discover")
+
+    assert [line["msg"] for line in quiet.lines] == ["admin write"]
+
+
+@pytest.mark.parametrize("host", ["fd00::1", "[FD00::1]"])
+async def test_an_address_of_ipv6_is_a_host_in_brackets(host: str) -> None:
+    one = Admin(hosts=(host,))
+    async with served(one.app) as one.url:
+        assert await one.ask("GET", "/statusz", {"host": "[fd00::1]:9091"}) == (200, "done")

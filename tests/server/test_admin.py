@@ -125,6 +125,27 @@ async def test_a_change_for_another_version_is_a_conflict_and_changes_nothing(ad
     }
 
 
+async def test_the_version_of_nothing_is_one_too(admin: Admin) -> None:
+    _, nothing = await admin.ask("GET", ROUTING)
+    await admin.ask("POST", ROUTING, CANARY)
+
+    late = await admin.ask("POST", ROUTING, CANARY | {"owned_by": "tgi", "resourceVersion": nothing["resourceVersion"]})
+    gone = await admin.ask("DELETE", f"{ROUTING}?model=m&owned_by=sglang&resourceVersion=")
+
+    assert [(status, answer[0]) for status, answer in (late, gone)] == [(409, "conflict")] * 2
+    assert await admin.routing() == [CANARY]
+
+
+async def test_what_get_shows_can_be_deleted_whatever_an_alias_makes_of_it(admin: Admin) -> None:
+    await admin.ask("POST", ROUTING, CANARY | {"owned_by": "foo"})
+    admin.heard.said.clear()
+    admin.write("policy.yaml", HEAD + "match: {aliases: {foo: sglang}}\n")
+    await admin.heard.line(msg="loaded", source="policy")
+
+    assert await admin.ask("DELETE", ROUTING + "?model=m&owned_by=foo") == (204, None)
+    assert await admin.routing() == []
+
+
 REFUSED: dict[str, tuple[str, str, Any, dict[str, str], tuple[int, str, str | None]]] = {
     "no token": ("POST", ROUTING, CANARY, {"authorization": ""}, (401, "unauthorized", None)),
     "a wrong token": ("POST", ROUTING, CANARY, {"authorization": "Bearer x"}, (401, "unauthorized", None)),
@@ -149,6 +170,7 @@ REFUSED: dict[str, tuple[str, str, Any, dict[str, str], tuple[int, str, str | No
     "a delete of nothing": ("DELETE", ROUTING, None, {}, (400, "bad_request", "model")),
     "a delete with a typo": ("DELETE", ROUTING + "?model=m&owner=x", None, {}, (400, "bad_request", "owner")),
     "another method": ("PUT", ROUTING, CANARY, {}, (405, "method_not_allowed", None)),
+    "a slash too many": ("POST", ROUTING + "/", CANARY, {}, (404, "not_found", None)),
     "another page": ("POST", "/admin/api/routes", CANARY, {}, (404, "not_found", None)),
     "no token to discover": ("POST", "/admin/discover", None, {"authorization": ""}, (401, "unauthorized", None)),
     "a body to discover": ("POST", "/admin/discover", {"all": True}, {}, (400, "bad_request", None)),
@@ -183,7 +205,7 @@ REFUSED: dict[str, tuple[str, str, Any, dict[str, str], tuple[int, str, str | No
         "/v1/models?owned_by=a%20b",
         None,
         {},
-        (400, "bad_request", "owned_by"),
+        (400, "owner_malformed", "owned_by"),
     ),
     "an unknown pool of the list": ("GET", "/v1/models?pool=a/b", None, {}, (404, "pool_unknown", "pool")),
     "a pool of the list that is none": ("GET", "/v1/models?pool=chat", None, {}, (400, "bad_request", "pool")),

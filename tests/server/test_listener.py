@@ -2,6 +2,8 @@
 """The HTTP ports, over real HTTP."""
 
 import asyncio
+import contextlib
+import json
 from collections.abc import AsyncIterator
 
 import httpx2
@@ -12,8 +14,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
+from extproc.server import listener
 from extproc.server.listener import HttpServer, metrics_app
-from tests.server.serving import served
+from tests.server.serving import raw, served
 
 
 async def test_metrics_are_served_in_prometheus_format() -> None:
@@ -58,6 +61,35 @@ async def test_nobody_can_say_that_somebody_else_is_asking() -> None:
         answer = await client.get(url, headers=forwarded)
 
     assert answer.text == "127.0.0.1"
+
+
+async def test_what_is_no_http_is_told_in_our_shape_of_an_error() -> None:
+    async with served(metrics_app(CollectorRegistry())) as url:
+        head, _, body = (await raw(url, b"nonsense\r\n\r\n")).partition(b"\r\n\r\n")
+
+    error = {"message": "Invalid HTTP request received.", "type": "invalid_request_error", "param": None}
+    assert head.splitlines()[:2] == [b"HTTP/1.1 400 Bad Request", b"content-type: application/json"]
+    assert json.loads(body) == {"error": error | {"code": "bad_request"}}
+
+
+async def test_a_connection_that_asks_for_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "SILENCE", 0.05)
+    async with served(metrics_app(CollectorRegistry())) as url:
+        assert await raw(url, b"GET /metr") == b""
+
+
+async def test_there_are_only_so_many_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "CONNECTIONS", 1)
+    async with served(metrics_app(CollectorRegistry())) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n")
+        first = await reader.readline()
+        with contextlib.suppress(ConnectionError):
+            assert await raw(url, b"") == b""
+        writer.close()
+        await writer.wait_closed()
+
+    assert first == b"HTTP/1.1 200 OK\r\n"
 
 
 def test_a_taken_port_is_an_error_at_once() -> None:

@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from extproc.server import requests
 from extproc.server.answers import HANDLERS, as_json
 from extproc.server.requests import MAX_BODY, Explain, RoutingChange, decoded, parameters
-from tests.server.serving import served
+from tests.server.serving import raw, served
 
 ENTRY = {"model": "m", "owned_by": "vllm", "selector": {"matchLabels": {"app": "canary"}}}
 
@@ -129,6 +130,16 @@ async def test_a_body_that_is_too_long_is_refused(url: str) -> None:
     body = b'{"path": "/", "body": "' + b"x" * MAX_BODY + b'"}'
 
     assert await ask(url + "/explain", body) == (413, "body_too_large", None, "the body is longer than 1048576 bytes")
+
+
+async def test_a_body_that_does_not_come_is_waited_for_only_so_long(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "PATIENCE", 0.05)
+    head = b"POST /explain HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 9\r\n\r\n"
+
+    answer = await raw(url, head + b"{")
+
+    assert answer.splitlines()[0] == b"HTTP/1.1 408 Request Timeout"
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "body_timeout"
 
 
 QUERIES: dict[str, tuple[str, Any]] = {
