@@ -297,10 +297,8 @@ class App:
         """Look at everything again, and say what changed and what could not be looked at."""
         before = self._store.current()
         errors: dict[str, str] = {}
-        for name, file in self._files.items():
+        for file in self._files.values():
             await file.look(self._file_loaded)
-            if file.error is not None:
-                errors[name] = file.error
         if self._watches:
             errors |= await self._watches.relist()
         self._publish()
@@ -310,7 +308,10 @@ class App:
         except TimeoutError:
             errors["models"] = f"not all endpoints have answered within {DISCOVERY:g} s"
         self._publish()
-        return changes(before, self._store.current()) | {"errors": errors}
+        refused = {
+            name: source["error"] for name, source in self._sources().items() if isinstance(source.get("error"), str)
+        }
+        return changes(before, self._store.current()) | {"errors": refused | errors}
 
     def _sources(self) -> dict[str, Any]:
         """Where everything comes from, how old it is and what is wrong with it."""

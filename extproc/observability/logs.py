@@ -83,6 +83,7 @@ class DecisionLog:
 _HELD = 0.01
 _AGAIN = 60.0
 """Seconds for which a library's words are not repeated."""
+_REMEMBERED = 256
 _OWN = ("ts", "level", "msg")
 
 
@@ -150,6 +151,8 @@ class Relay(logging.Handler):
         key = (record.name, str(record.msg))
         if now - self._said.get(key, -_AGAIN) < _AGAIN:
             return
+        if len(self._said) >= _REMEMBERED:  # some libraries put addresses into what they say
+            self._said.clear()
         self._said[key] = now
         error = {"error": str(record.exc_info[1])} if record.exc_info else {}
         self._to.log(record.levelno, self._words(record), logger=self._called or record.name, **error)

@@ -163,7 +163,10 @@ async def test_a_document_that_somebody_broke_by_hand_is_told_and_not_overwritte
 
     status, said = await ask(pair[0], "POST", ROUTING, entry("mine"))
 
+    _, found = await ask(pair[0], "POST", "/admin/discover")
+
     assert (status, said["error"]["code"], await in_force(pair[0])) == (409, "unreadable", ["good"])
+    assert list(found["errors"]) == ["routing"]
     assert (await control_plane.request("GET", path))["data"] == {"routing.yaml": "routing: 7"}
 
 
