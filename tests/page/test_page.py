@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, expect
 
 from tests.page.conftest import Open
-from tests.page.reading import contrast, focus, tab_to, table
+from tests.page.reading import contrast, focus, settled, tab_to, table
 from tests.page.stage import IMAGE, LLAMA, QWEN, SCRIPT, Stage, member
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
@@ -19,12 +19,6 @@ NONE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 CHAT = "#matrix [aria-label='Pool default/chat'] table"
 ENDPOINTS = "#endpoints-rows tr"
-
-
-async def settled(page: Page) -> None:
-    """Everything has been drawn once."""
-    for place in ("#matrix table", ENDPOINTS, "#sources-rows tr", "#decisions-rows tr", "#chart svg"):
-        await expect(page.locator(place).first).to_be_attached()
 
 
 # What it shows

@@ -64,6 +64,14 @@ function lost(why, seconds) {
   say(`${why.replace(/\.$/, "")}. Next try in ${span(Math.ceil(seconds))}.`, "ill");
 }
 
+function hidden() {
+  say("Paused while hidden", "part");
+}
+
+function connecting() {
+  say("Connecting", "part");
+}
+
 function token(refused) {
   const form = byId("login");
   remember("");
@@ -91,4 +99,4 @@ function pause() {
 byId("pause").addEventListener("click", pause);
 byId("filter").addEventListener("input", () => drawEndpoints());
 byId("explain-form").addEventListener("submit", submit);
-follow({ event, live, lost, token });
+follow({ event, live, lost, token, hidden, connecting });
