@@ -42,6 +42,18 @@ async def test_the_matrix_has_the_ready_endpoints_of_each_model_and_engine(share
     ]
 
 
+async def test_more_engines_than_a_table_holds_are_one_column(stage: Stage, visit: Open) -> None:
+    stage.chat = [member(f"e-{number}", f"127.0.0.1:{number}", f"e{number}", LLAMA) for number in range(10, 45)]
+    stage.write()
+    async with stage.running():
+        page = await visit(stage.url)
+        await settled(page)
+        head, *rows = await table(page, CHAT)
+
+    assert head == ["Model", *[f"e{number}" for number in range(10, 40)], "5 more engines"]
+    assert rows == [[name, *["1 of 1"] * 30, "5 of 5"] for name in (LLAMA, "all endpoints")]
+
+
 async def test_an_endpoint_has_its_labels_models_queue_and_cache(shared: Stage, visit: Open) -> None:
     page = await visit(shared.url)
     await expect(page.locator(ENDPOINTS).first).to_contain_text("42 %")
@@ -68,6 +80,7 @@ async def test_the_sources_have_their_age_and_what_is_wrong_with_them(shared: St
     assert rows[1][3] == str(shared.file)
     assert rows[2] == ["models", "0 of 1 answer", NONE, "/v1/models of endpoints"]
     assert rows[3][0].startswith("127.0.0.1:9: cannot connect")
+    assert [(row[0], row[3], row[2].endswith(" s")) for row in rows[4:5]] == [("load", "/metrics of endpoints", True)]
 
 
 async def test_a_decision_appears_with_its_reason_and_is_counted_in_the_chart(stage: Stage, visit: Open) -> None:

@@ -20,10 +20,10 @@ const draw = {
     byId("state").textContent = one.ready ? "ready" : `not ready: ${waiting.join(", ")}`;
     byId("state").className = `state ${one.ready ? "well" : "ill"}`;
     document.title = one.ready ? "owned-by" : "not ready – owned-by";
-    const text = JSON.stringify(one.matrix); // the rest changes far more often
+    const text = JSON.stringify([one.matrix, one.more_pools]); // the rest changes far more often
     if (text === drawnMatrix) return;
     drawnMatrix = text;
-    drawMatrix(one.matrix);
+    drawMatrix(one.matrix, one.more_pools);
     offer(one.matrix);
   },
   endpoints: drawEndpoints,
