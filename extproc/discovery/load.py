@@ -97,6 +97,7 @@ class LoadWatch:
         self._logger = logger.bind(logger="load")
         self._targets: dict[str, _Target] = {}
         self._current: Loads = NO_LOADS
+        self._answered_at: float | None = None
         for result in ("ok", "failed"):
             metrics.load_endpoints.labels(result).set_function(partial(self._ended, failed=result == "failed"))
 
@@ -117,11 +118,12 @@ class LoadWatch:
                 await asyncio.sleep(self._config.interval)
 
     def status(self) -> dict[str, Any]:
-        """Counts for `/statusz`, and the first twenty endpoints that fail with their errors."""
+        """For `/statusz`: counts, seconds since any endpoint last answered, the first twenty that fail with their errors."""
         failing = sorted((destination, target.error) for destination, target in self._targets.items() if target.error)
         return {
             "followed": len(self._targets),
             "fresh": len(self._current),
+            "age_seconds": None if self._answered_at is None else round(time.monotonic() - self._answered_at, 1),
             "failing": len(failing),
             "failures": [{"destination": destination, "error": error} for destination, error in failing[:_SHOWN]],
         }
@@ -191,6 +193,7 @@ class LoadWatch:
         self._metrics.scrapes.labels("ok").inc()
         target.load = outcome
         target.asked = asked
+        self._answered_at = time.monotonic()
         target.delay = 0.0
         if target.error:
             self._logger.info("the endpoint says again how busy it is", **_names(target))

@@ -118,6 +118,7 @@ class Probe:
         self._numbers = itertools.count(1)
         self._woken = asyncio.Event()
         self._queue: asyncio.Queue[_Target] = asyncio.Queue()
+        self._answered_at: float | None = None
         self.settled = asyncio.Event()
         """Set while no ready endpoint waits for its very first probe to end; endpoints that hang may take long."""
         self.settled.set()
@@ -176,13 +177,14 @@ class Probe:
                 await target.news()
 
     def status(self) -> dict[str, Any]:
-        """Counts for `/statusz`, and the first twenty endpoints that fail with their errors."""
+        """For `/statusz`: counts, seconds since any endpoint last answered, the first twenty that fail with their errors."""
         failing = sorted(
             (target for target in self._targets.values() if target.error), key=lambda target: _key(target.endpoint)
         )
         return {
             "followed": len(self._targets),
             "answered": sum(target.listing is not None for target in self._targets.values()),
+            "age_seconds": None if self._answered_at is None else round(time.monotonic() - self._answered_at, 1),
             "failing": len(failing),
             "failures": [{"destination": t.endpoint.destination, "error": t.error} for t in failing[:_SHOWN]],
         }
@@ -328,7 +330,7 @@ class Probe:
             listing = self._listings.setdefault(outcome.kind, outcome)
             news = news or listing is not target.listing
             target.listing = listing
-            target.answered = time.monotonic()
+            target.answered = self._answered_at = time.monotonic()
             target.delay = 0.0
             if target.error:
                 self._logger.info("the endpoint answers again", **_names(target))

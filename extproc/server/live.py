@@ -4,10 +4,12 @@
     views --> look, once a second --> a frame for each view --> every stream that has not sent this one yet
 
 Each view is sent at once to who comes, and again whenever it has changed. It is encoded once, for all streams, and
-nobody looks while nobody is there.
+nobody looks while nobody is there. A stream ends after some minutes with an event `again`, and the page asks for the next
+at once: who may see it is checked at the beginning, and a token that was replaced must not be good for ever.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
@@ -23,6 +25,10 @@ STREAMS: Final = 16
 """How many may be open at once: each is a browser tab of an operator's."""
 HEARTBEAT: Final = 15
 """Looks without news after which a comment is sent, so that both ends and what is between them know of each other."""
+LASTS: Final = 300.0
+"""Seconds after which a stream ends and has to be asked for again."""
+AGAIN: Final = b"event: again\ndata: null\n\n"
+"""What such a stream ends with."""
 
 _INTERVAL: Final = 1.0
 """Seconds between two looks."""
@@ -109,6 +115,7 @@ class Live:
     async def _stream(self) -> AsyncIterator[bytes]:
         sent: dict[str, bytes] = {}
         quiet = 0
+        ends = time.monotonic() + LASTS
         while not self._ended:
             looked = self._looked  # taken before the frames are: a look while they are on their way is not missed
             news = [frame for name, frame in self._frames.items() if frame is not sent.get(name)]
@@ -120,6 +127,9 @@ class Live:
                 quiet = 0
                 yield b": still here\n\n"
             await looked.wait()
+            if time.monotonic() >= ends:
+                yield AGAIN
+                return
 
     def _wake(self) -> None:
         looked, self._looked = self._looked, asyncio.Event()

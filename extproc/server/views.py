@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the status page shows, as plain values: an overview, the endpoints, the last decisions, the rates.
 
-All of it is bounded, however large the cluster is: a page that shows everything is of no use to anybody.
+All of it is bounded, however large the cluster is and whatever its labels are: a page that shows everything is of no use
+to anybody. What is more is counted, and a text that is too long is cut and ends with an ellipsis.
 """
 
 import time
@@ -19,8 +20,14 @@ from extproc.policy.types import Endpoint, Pool, Snapshot
 
 ENDPOINTS: Final = 500
 """How many endpoints are shown."""
+POOLS: Final = 50
+"""How many pools are shown."""
+ENGINES: Final = 30
+"""How many engines of a pool are shown; all others are one more."""
 ROWS: Final = 200
 """How many models of a pool are shown."""
+ALL_ROWS: Final = 1000
+"""How many models of all pools together: each has the same share."""
 MODELS: Final = 10
 """How many models of an endpoint are shown: with adapters it may have thousands."""
 LABELS: Final = 40
@@ -28,6 +35,8 @@ LABELS: Final = 40
 
 _LONGEST: Final = 500
 """Characters of an error that are shown."""
+_NAME: Final = 200
+"""Characters of any other text that are shown."""
 _ERRORS: Final = 3
 
 Status = Mapping[str, Any]
@@ -36,8 +45,8 @@ Status = Mapping[str, Any]
 class Source(msgspec.Struct, frozen=True):
     """Where something comes from, and how that is.
 
-    `since` is when it was last loaded or last said anything, in seconds since 1970, None if it never did or that means
-    nothing; `state` is in words.
+    `since` is when it was last loaded or last said anything (of endpoints: when any of them last answered), in seconds
+    since 1970, None if it never did; `state` is in words.
     """
 
     name: str
@@ -94,6 +103,7 @@ class Views:
             "generation": status["generation"],
             "streams": status["streams"],
             "matrix": self._matrices(),
+            "more_pools": max(0, len(self._snapshot().pools) - POOLS),
             "sources": sources(status, now),
         }
 
@@ -111,7 +121,9 @@ class Views:
     def _matrices(self) -> list[dict[str, Any]]:
         snapshot, policy = key = (self._snapshot(), self._policy())
         if not _same(key, self._matrix[0]):
-            self._matrix = (key, [_table(each) for each in matrix(snapshot, policy)])
+            rows = min(ROWS, ALL_ROWS // max(1, min(POOLS, len(snapshot.pools))))
+            tables = matrix(snapshot, policy, pools=POOLS, engines=ENGINES, rows=rows)
+            self._matrix = (key, [_table(each) for each in tables])
         return self._matrix[1]
 
 
@@ -121,12 +133,12 @@ def _same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
 
 
 def _table(one: Matrix) -> dict[str, Any]:
-    rows = [{"model": row.model, "cells": row.cells} for row in one.rows[:ROWS]]
     return {
-        "pool": str(one.pool),
-        "engines": one.engines,
-        "rows": rows,
-        "models": len(one.rows),
+        "pool": _cut(str(one.pool)),
+        "engines": [_cut(name) for name in one.engines],
+        "more_engines": one.more_engines,
+        "rows": [{"model": None if row.model is None else _cut(row.model), "cells": row.cells} for row in one.rows],
+        "more_models": one.more_models,
         "total": one.total,
     }
 
@@ -135,15 +147,15 @@ def _endpoint(pool: Pool, one: Endpoint, policy: PolicyConfig, loads: Loads) -> 
     models = models_of(one, policy)
     load = loads.get(one.destination)
     return {
-        "name": one.name,
-        "namespace": one.namespace,
-        "pool": str(pool),
+        "name": _cut(one.name),
+        "namespace": _cut(one.namespace),
+        "pool": _cut(str(pool)),
         "destination": one.destination if one.address else "",
-        "owner": engine(one, policy),
-        "role": one.role,
+        "owner": _cut(engine(one, policy)),
+        "role": _cut(one.role),
         "ready": one.ready,
-        "labels": dict(sorted(one.labels.items())[:LABELS]),
-        "models": None if models is None else [model.id for model in models[:MODELS]],
+        "labels": {_cut(name): _cut(value) for name, value in sorted(one.labels.items())[:LABELS]},
+        "models": None if models is None else [_cut(model.id) for model in models[:MODELS]],
         "more_models": max(0, len(models or ()) - MODELS),
         "waiting": None if load is None else load.waiting,
         "kv_cache": None if load is None else round(load.kv_cache, 3),
@@ -161,7 +173,8 @@ def sources(status: Status, now: float) -> list[Source]:
             watch = entry["watch"]
             where = f"ConfigMap {entry['configmap']}"
             error = _short(entry["error"] or watch["error"])  # a good document may be old: nobody tells of a newer one
-            found.append(Source(name, where, _synced(watch), _since(watch["age_seconds"], now), error))
+            state = _document(watch, entry["error"])
+            found.append(Source(name, where, state, _since(watch["age_seconds"], now), error))
         else:
             for namespace, watch in entry.items():
                 where = "all namespaces" if namespace == "*" else f"namespace {namespace}"
@@ -169,27 +182,43 @@ def sources(status: Status, now: float) -> list[Source]:
                 found.append(Source(name, where, _synced(watch), since, _short(watch["error"])))
     probe, load = status["probe"], status["load"]
     found.append(
-        _asked("models", "/v1/models of endpoints", probe, f"{probe['answered']} of {probe['followed']} answer")
+        _asked("models", "/v1/models of endpoints", probe, f"{probe['answered']} of {probe['followed']} answer", now)
     )
-    found.append(_asked("load", "/metrics of endpoints", load, f"{load['fresh']} of {load['followed']} fresh"))
+    found.append(_asked("load", "/metrics of endpoints", load, f"{load['fresh']} of {load['followed']} fresh", now))
     return found
 
 
-def _asked(name: str, where: str, entry: Mapping[str, Any], state: str) -> Source:
+def _asked(name: str, where: str, entry: Mapping[str, Any], state: str, now: float) -> Source:
     failures = [f"{each['destination']}: {each['error']}" for each in entry["failures"][:_ERRORS]]
     if entry["failing"] > len(failures):
         failures.append(f"and {entry['failing'] - len(failures)} more")
+    since = _since(entry["age_seconds"], now)
     return Source(
-        name, where, state if entry["followed"] else "nobody is asked", error=_short("; ".join(failures) or None)
+        name, where, state if entry["followed"] else "nobody is asked", since, _short("; ".join(failures) or None)
     )
 
 
 def _synced(watch: Mapping[str, Any]) -> str:
-    return f"{watch['objects']} objects" if watch["synced"] else "not synced"
+    if not watch["synced"]:
+        return "not synced"
+    return f"{watch['objects']} object{'' if watch['objects'] == 1 else 's'}"
+
+
+def _document(watch: Mapping[str, Any], error: str | None) -> str:
+    """How the only document is that a watch can find."""
+    if not watch["synced"]:
+        return "not synced"
+    if not watch["objects"]:
+        return "absent"
+    return "refused" if error else "loaded"
 
 
 def _since(age: float | None, now: float) -> int | None:
     return None if age is None else round(now - age)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _NAME else f"{text[: _NAME - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _short(text: str | None) -> str | None:

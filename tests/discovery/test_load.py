@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from msgspec.structs import replace
@@ -111,7 +112,8 @@ async def test_what_both_kinds_of_engine_say_is_there_by_destination() -> None:
             await rig.until(lambda: len(rig.watch.current) == 2)
 
             assert rig.watch.current == {a.destination: Load(3.0, 0.5), b.destination: Load(0.0, 0.0)}
-            assert rig.watch.status() == {"followed": 2, "fresh": 2, "failing": 0, "failures": []}
+            assert 0 <= rig.watch.status()["age_seconds"] < 20
+            assert rig.watch.status() == {"age_seconds": ANY, "followed": 2, "fresh": 2, "failing": 0, "failures": []}
             assert rig.figure("owned_by_load_fresh_endpoints") == 2
             assert (rig.figure("owned_by_load_scrapes_total", result="ok") or 0) >= 2
             assert rig.figure("owned_by_load_scrapes_total", result="failed") is None
@@ -246,6 +248,7 @@ async def test_an_answer_that_is_of_no_use_is_told_and_counted(said: bytes, erro
 
         assert rig.watch.current == {}
         assert rig.watch.status() == {
+            "age_seconds": ANY,
             "followed": 1,
             "fresh": 0,
             "failing": 1,
@@ -285,7 +288,7 @@ async def test_failures_in_a_row_are_told_once_and_so_is_their_end() -> None:
             names | begins,
             names | {"level": "info", "msg": "the endpoint says again how busy it is"},
         ]
-        assert rig.watch.status() == {"followed": 1, "fresh": 1, "failing": 0, "failures": []}
+        assert rig.watch.status() == {"age_seconds": ANY, "followed": 1, "fresh": 1, "failing": 0, "failures": []}
 
 
 async def test_endpoints_are_counted_by_how_their_last_answer_was() -> None:
@@ -356,7 +359,7 @@ def test_no_more_than_twenty_failures_are_shown() -> None:
         rig.watch._heard(target, 0.0, "no")
     shown = [{"destination": f"127.0.0.1:{number}", "error": "no"} for number in range(10, 30)]
 
-    assert rig.watch.status() == {"followed": 30, "fresh": 0, "failing": 30, "failures": shown}
+    assert rig.watch.status() == {"age_seconds": None, "followed": 30, "fresh": 0, "failing": 30, "failures": shown}
 
 
 # who waits for whom
@@ -454,7 +457,7 @@ async def test_with_no_interval_nobody_is_asked() -> None:
             await asyncio.sleep(0)
 
         assert (rig.looks, server.connections, rig.watch.current) == (0, 0, {})
-        assert rig.watch.status() == {"followed": 0, "fresh": 0, "failing": 0, "failures": []}
+        assert rig.watch.status() == {"age_seconds": None, "followed": 0, "fresh": 0, "failing": 0, "failures": []}
 
 
 def test_figures_that_would_come_and_go_are_an_error_at_the_start() -> None:

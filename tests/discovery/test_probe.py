@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from cryptography import x509
@@ -125,7 +126,8 @@ async def test_what_an_engine_says_reaches_its_endpoint(host: str) -> None:
         completed = await rig.answered(base)
 
         assert completed == (replace(base, owned_by="vllm", models=models("m", "adapter")),)
-        assert rig.probe.status() == {"followed": 1, "answered": 1, "failing": 0, "failures": []}
+        assert 0 <= rig.probe.status()["age_seconds"] < 20
+        assert rig.probe.status() == {"age_seconds": ANY, "followed": 1, "answered": 1, "failing": 0, "failures": []}
         assert rig.probes() == (1, None)
         assert rig.lines() == []
 
@@ -211,6 +213,7 @@ async def failure(rig: Rig, base: Endpoint) -> str:
     status = rig.probe.status()
     error: str = status["failures"][0]["error"]
     assert status == {
+        "age_seconds": None,
         "followed": 1,
         "answered": 0,
         "failing": 1,
@@ -287,7 +290,7 @@ async def test_failures_in_a_row_are_told_once_and_so_is_their_end() -> None:
         assert rig.lines() == [names | begins, names | {"level": "info", "msg": "the endpoint answers again"}]
         assert rig.complete(base)[0] is completed[0]
         assert (rig.changes, rig.probes()) == (1, (2, 2))
-        assert rig.probe.status() == {"followed": 1, "answered": 1, "failing": 0, "failures": []}
+        assert rig.probe.status() == {"age_seconds": ANY, "followed": 1, "answered": 1, "failing": 0, "failures": []}
 
 
 async def test_ready_endpoints_are_counted_by_how_their_last_probe_ended() -> None:
@@ -313,7 +316,13 @@ async def test_the_last_good_answer_is_forgotten_when_failures_go_on() -> None:
         await rig.changed()
 
         assert rig.complete(base) == (base,)
-        assert rig.probe.status() | {"failures": []} == {"followed": 1, "answered": 0, "failing": 1, "failures": []}
+        assert rig.probe.status() | {"failures": []} == {
+            "age_seconds": ANY,
+            "followed": 1,
+            "answered": 0,
+            "failing": 1,
+            "failures": [],
+        }
         assert rig.changes == 2
 
 
@@ -339,7 +348,7 @@ def test_no_more_than_twenty_failures_are_shown() -> None:
         rig.probe._heard(target, "no")
     shown = [{"destination": f"127.0.0.1:{number}", "error": "no"} for number in range(10, 30)]
 
-    assert rig.probe.status() == {"followed": 30, "answered": 0, "failing": 30, "failures": shown}
+    assert rig.probe.status() == {"age_seconds": None, "followed": 30, "answered": 0, "failing": 30, "failures": shown}
 
 
 # who waits
@@ -453,7 +462,7 @@ async def test_an_address_that_vanished_and_came_back_is_somebody_else() -> None
         again = rig.complete(base)
         await rig.changed()
 
-        assert nobody == {"followed": 0, "answered": 0, "failing": 0, "failures": []}
+        assert nobody == {"age_seconds": ANY, "followed": 0, "answered": 0, "failing": 0, "failures": []}
         assert again == (replace(base, ready=False, owned_by=None),)
         assert rig.complete(base)[0].models == models("n")
 
@@ -493,7 +502,7 @@ async def test_with_no_interval_nobody_is_asked_or_held() -> None:
 
         assert rig.complete(base)[0] is base
         assert rig.probe.settled.is_set()
-        assert rig.probe.status() == {"followed": 0, "answered": 0, "failing": 0, "failures": []}
+        assert rig.probe.status() == {"age_seconds": None, "followed": 0, "answered": 0, "failing": 0, "failures": []}
 
 
 def test_thousands_of_endpoints_of_which_nothing_changed_are_the_same_objects() -> None:
@@ -677,7 +686,7 @@ async def test_one_that_has_failed_is_asked_though_it_is_not_its_time_yet() -> N
         await asked_again(rig)
 
         assert rig.complete(base) == (replace(base, owned_by="vllm", models=models("m")),)
-        assert rig.probe.status() == {"followed": 1, "answered": 1, "failing": 0, "failures": []}
+        assert rig.probe.status() == {"age_seconds": ANY, "followed": 1, "answered": 1, "failing": 0, "failures": []}
 
 
 async def test_one_that_fails_or_does_not_answer_ends_it_too() -> None:

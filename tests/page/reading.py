@@ -3,7 +3,7 @@
 
 from typing import Any, Final
 
-from playwright.async_api import Page
+from playwright.async_api import Page, expect
 
 _TABLE: Final = """(table) => [...table.rows].map(
   (row) => [...row.cells].map((cell) => cell.innerText.replace(/\\s+/g, " ").trim()))"""
@@ -52,6 +52,12 @@ async def table(page: Page, selector: str) -> list[list[str]]:
     """The texts of a table, row by row, its heads too."""
     found: list[list[str]] = await page.locator(selector).evaluate(_TABLE)
     return found
+
+
+async def settled(page: Page) -> None:
+    """Everything has been drawn once."""
+    for place in ("#matrix table", "#endpoints-rows tr", "#sources-rows tr", "#decisions-rows tr", "#chart svg"):
+        await expect(page.locator(place).first).to_be_attached()
 
 
 async def focus(page: Page) -> dict[str, Any] | None:

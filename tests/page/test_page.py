@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, expect
 
 from tests.page.conftest import Open
-from tests.page.reading import contrast, focus, tab_to, table
+from tests.page.reading import contrast, focus, settled, tab_to, table
 from tests.page.stage import IMAGE, LLAMA, QWEN, SCRIPT, Stage, member
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
@@ -19,12 +19,6 @@ NONE = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 CHAT = "#matrix [aria-label='Pool default/chat'] table"
 ENDPOINTS = "#endpoints-rows tr"
-
-
-async def settled(page: Page) -> None:
-    """Everything has been drawn once."""
-    for place in ("#matrix table", ENDPOINTS, "#sources-rows tr", "#decisions-rows tr", "#chart svg"):
-        await expect(page.locator(place).first).to_be_attached()
 
 
 # What it shows
@@ -46,6 +40,18 @@ async def test_the_matrix_has_the_ready_endpoints_of_each_model_and_engine(share
         ["models not known", "1 of 1"],
         ["all endpoints", "1 of 1"],
     ]
+
+
+async def test_more_engines_than_a_table_holds_are_one_column(stage: Stage, visit: Open) -> None:
+    stage.chat = [member(f"e-{number}", f"127.0.0.1:{number}", f"e{number}", LLAMA) for number in range(10, 45)]
+    stage.write()
+    async with stage.running():
+        page = await visit(stage.url)
+        await settled(page)
+        head, *rows = await table(page, CHAT)
+
+    assert head == ["Model", *[f"e{number}" for number in range(10, 40)], "5 more engines"]
+    assert rows == [[name, *["1 of 1"] * 30, "5 of 5"] for name in (LLAMA, "all endpoints")]
 
 
 async def test_an_endpoint_has_its_labels_models_queue_and_cache(shared: Stage, visit: Open) -> None:
@@ -74,6 +80,7 @@ async def test_the_sources_have_their_age_and_what_is_wrong_with_them(shared: St
     assert rows[1][3] == str(shared.file)
     assert rows[2] == ["models", "0 of 1 answer", NONE, "/v1/models of endpoints"]
     assert rows[3][0].startswith("127.0.0.1:9: cannot connect")
+    assert [(row[0], row[3], row[2].endswith(" s")) for row in rows[4:5]] == [("load", "/metrics of endpoints", True)]
 
 
 async def test_a_decision_appears_with_its_reason_and_is_counted_in_the_chart(stage: Stage, visit: Open) -> None:

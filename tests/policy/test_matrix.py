@@ -66,6 +66,33 @@ def test_each_pool_has_its_own_table_an_empty_one_too() -> None:
     )
 
 
+def test_what_is_beyond_a_limit_is_counted_together() -> None:
+    found = matrix(
+        snapshot(
+            endpoint(1, "tgi"),
+            endpoint(2, "tgi", (QWEN,), ready=False),
+            endpoint(3, "sglang", None),
+            endpoint(4, "vllm"),
+            embed=(),
+        ),
+        default_policy(),
+        pools=1,
+        engines=1,
+        rows=2,
+    )
+
+    assert found == (
+        Matrix(
+            CHAT,
+            ("tgi",),
+            (Row(QWEN, (Cell(0, 1), None)), Row(LLAMA, (Cell(1, 1), Cell(1, 1)))),
+            (Cell(1, 2), Cell(2, 2)),
+            more_engines=2,
+            more_models=1,
+        ),
+    )
+
+
 @given(
     st.lists(
         st.tuples(

@@ -18,7 +18,7 @@ from extproc.demo.processes import Server
 from extproc.observability.logs import make_logger
 from extproc.server import live as module
 from extproc.server.listener import HttpServer
-from extproc.server.live import HEARTBEAT, STREAMS, Live
+from extproc.server.live import AGAIN, HEARTBEAT, STREAMS, Live
 
 Reader = asyncio.StreamReader
 
@@ -125,6 +125,25 @@ async def test_a_stream_without_news_says_now_and_then_that_it_is_there(site: Si
         said = await chunk(reader)
 
     assert said == ": still here\n\n"
+
+
+async def test_a_stream_ends_after_some_minutes_with_word_that_the_next_may_be_asked_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with events(site.http.port) as lasting:
+        await chunk(lasting)
+        monkeypatch.setattr(module, "LASTS", 0.0)
+        async with events(site.http.port) as reader:
+            await chunk(reader)
+            site.live.look()
+            said = [await chunk(reader), await chunk(reader)]
+            await until(lambda: site.live.open == 1)
+        site.values["two"] = [3]
+        site.live.look()
+        other = await chunk(lasting)
+
+    assert said == [AGAIN.decode(), ""]
+    assert other == "event: two\ndata: [3]\n\n"
 
 
 async def test_it_looks_by_itself_while_somebody_is_there_and_not_else(

@@ -2,7 +2,9 @@
 // The form that asks where a request would go, and its answer.
 
 import { byId, el } from "./dom.js";
-import { ask, problem } from "./stream.js";
+import { again, ask, problem } from "./stream.js";
+
+const TIMEOUT = 10_000;
 
 let offered = false;
 
@@ -30,11 +32,19 @@ export async function submit(event) {
       method: "POST",
       headers: { "content-type": "application/json" },
       body: JSON.stringify(request()),
+      signal: AbortSignal.timeout(TIMEOUT),
     });
+    if (answer.status === 401) again(); // the stream gets the same answer, and asks for the token
     show(answer.ok ? found(await answer.json()) : fault(await problem(answer)));
   } catch (error) {
-    show(fault(error instanceof TypeError ? "The server cannot be reached." : error.message));
+    show(fault(words(error)));
   }
+}
+
+function words(error) {
+  if (error instanceof TypeError) return "The server cannot be reached.";
+  if (error.name !== "TimeoutError") return error.message;
+  return `No answer within ${TIMEOUT / 1000} s. If this page is open in several windows, close some and try again.`;
 }
 
 function request() {

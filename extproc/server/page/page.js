@@ -20,10 +20,10 @@ const draw = {
     byId("state").textContent = one.ready ? "ready" : `not ready: ${waiting.join(", ")}`;
     byId("state").className = `state ${one.ready ? "well" : "ill"}`;
     document.title = one.ready ? "owned-by" : "not ready – owned-by";
-    const text = JSON.stringify(one.matrix); // the rest changes far more often
+    const text = JSON.stringify([one.matrix, one.more_pools]); // the rest changes far more often
     if (text === drawnMatrix) return;
     drawnMatrix = text;
-    drawMatrix(one.matrix);
+    drawMatrix(one.matrix, one.more_pools);
     offer(one.matrix);
   },
   endpoints: drawEndpoints,
@@ -64,6 +64,14 @@ function lost(why, seconds) {
   say(`${why.replace(/\.$/, "")}. Next try in ${span(Math.ceil(seconds))}.`, "ill");
 }
 
+function hidden() {
+  say("Paused while hidden", "part");
+}
+
+function connecting() {
+  say("Connecting", "part");
+}
+
 function token(refused) {
   const form = byId("login");
   remember("");
@@ -91,4 +99,4 @@ function pause() {
 byId("pause").addEventListener("click", pause);
 byId("filter").addEventListener("input", () => drawEndpoints());
 byId("explain-form").addEventListener("submit", submit);
-follow({ event, live, lost, token });
+follow({ event, live, lost, token, hidden, connecting });

@@ -6,6 +6,14 @@ const KEY = "owned-by-admin-token";
 const SILENCE = 40_000; // the server says something every 15 s at the least
 const WAITS = [0.5, 1, 2, 4, 8, 15];
 
+let wake = () => {}; // ends what the loop below waits for now
+
+/** Have the stream asked for anew at once: its answer says whether the token still holds. */
+export const again = () => wake();
+
+// A browser opens six connections to a server, for all tabs together: one that nobody sees must not keep one.
+document.addEventListener("visibilitychange", again);
+
 /** fetch() with the token, if there is one. */
 export function ask(path, options = {}) {
   const token = sessionStorage.getItem(KEY);
@@ -28,11 +36,23 @@ export async function problem(answer) {
 /**
  * Follow `/events` for ever: `event(name, value)` for each, `live()` when it begins, `lost(why, seconds)` when it ends or
  * cannot be had, with the time until the next try. On a 401 `token(refused)` is awaited, then it is tried again at once.
+ * While the page is hidden there is no stream: `hidden()` says so, `connecting()` that it is asked for again.
  */
-export async function follow({ event, live, lost, token }) {
+export async function follow({ event, live, lost, token, hidden, connecting }) {
   for (let tries = 0; ; ) {
+    if (document.hidden) {
+      hidden();
+      await woken();
+      connecting();
+      continue;
+    }
     const control = new AbortController();
     let why = "The connection was lost";
+    let meant = false; // that this stream ends
+    wake = () => {
+      meant = true;
+      control.abort();
+    };
     try {
       const answer = await ask("events", { signal: control.signal });
       if (answer.status === 401) {
@@ -43,7 +63,8 @@ export async function follow({ event, live, lost, token }) {
         live();
         await read(answer.body, control, (name, value) => {
           tries = 0;
-          event(name, value);
+          if (name === "again") meant = true;
+          else event(name, value);
         });
       } else {
         why = await problem(answer);
@@ -51,10 +72,19 @@ export async function follow({ event, live, lost, token }) {
     } catch (error) {
       if (!(error instanceof TypeError || error.name === "AbortError")) throw error; // a mistake of the page's own
     }
+    if (meant) continue;
     const seconds = WAITS[Math.min(tries++, WAITS.length - 1)] * (1 + Math.random() / 4);
     lost(why, seconds);
-    await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+    const timer = setTimeout(() => wake(), seconds * 1000);
+    await woken();
+    clearTimeout(timer);
   }
+}
+
+function woken() {
+  return new Promise((resolve) => {
+    wake = resolve;
+  });
 }
 
 async function read(body, control, event) {

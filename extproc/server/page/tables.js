@@ -4,8 +4,10 @@
 import { byId, el, number, span, tell } from "./dom.js";
 
 const boxes = new Map(); // by pool; kept, so that a table that is drawn anew keeps focus and scroll position
+const rest = el("p", { class: "hint" });
 
-export function drawMatrix(tables) {
+/** `more` pools have no table. */
+export function drawMatrix(tables, more) {
   for (const pool of boxes.keys()) {
     if (!tables.some((one) => one.pool === pool)) boxes.delete(pool);
   }
@@ -18,20 +20,25 @@ export function drawMatrix(tables) {
   });
   const place = byId("matrix");
   if (!wanted.length) wanted.push(el("p", { class: "none" }, "No pool is known yet."));
+  if (more) {
+    rest.textContent = `and ${number(more)} more pools`;
+    wanted.push(rest);
+  }
   if (wanted.some((box, index) => place.children[index] !== box) || place.children.length !== wanted.length) {
     place.replaceChildren(...wanted);
   }
 }
 
-function matrix({ pool, engines, rows, models, total }) {
+function matrix({ pool, engines, more_engines: others, rows, more_models: unseen, total }) {
   const columns = engines.map((engine) => el("th", { scope: "col", class: "number" }, engine || "unknown engine"));
+  if (others) columns.push(el("th", { scope: "col", class: "number muted" }, `${number(others)} more engines`));
   const line = (head, cells) => el("tr", {}, head, ...cells.map(cell));
   const lines = rows.map(({ model, cells }) =>
     line(el("th", { scope: "row", class: model === null ? "muted" : "code" }, model ?? "models not known"), cells),
   );
-  if (models > rows.length) {
-    const more = `and ${number(models - rows.length)} more models`;
-    lines.push(el("tr", {}, el("th", { scope: "row", class: "muted" }, more), el("td", { colspan: engines.length })));
+  if (unseen) {
+    const more = `and ${number(unseen)} more models`;
+    lines.push(el("tr", {}, el("th", { scope: "row", class: "muted" }, more), el("td", { colspan: columns.length })));
   }
   return el(
     "table",
