@@ -33,7 +33,7 @@ EMPTY = {
     "Watches begun anew, A",
     "Watches begun anew, B",
     "Who served, A",
-    "Requests to the engines, A",
+    "Engines that are asked, A",
 }
 """What is nothing here: no API server is watched, no picker is told who served, all models are known."""
 
