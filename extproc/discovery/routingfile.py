@@ -73,13 +73,8 @@ class FileRouting:
                 now = self._read()
                 if isinstance(now, Refused):
                     return now
-                if version is not None and version != now.version:
-                    is_at = f"is at version {now.version}" if now.version else "does not exist"
-                    return Refused("conflict", f"{self}: it {is_at}; version {version} was meant")
-                text = edited(now.routes, edit)
-                if text is None:
-                    return now
-                return text if isinstance(text, Refused) else self._write(text.encode(), folder)
+                text = edited(now, edit, version, f"the file {self}")
+                return self._write(text.encode(), folder) if isinstance(text, str) else text
         except TimeoutError:
             return Refused("unavailable", f"{self}: another process has kept the folder locked for {PATIENCE:g} s")
         except OSError as error:

@@ -80,13 +80,8 @@ class ConfigMapRouting:
         now = await self._routing(body)
         if isinstance(now, Refused):
             return now
-        if version is not None and version != now.version:
-            is_at = f"is at version {now.version}" if now.version else "does not exist"
-            return Refused("conflict", f"the ConfigMap {self} {is_at}; version {version} was meant")
-        text = await asyncio.to_thread(edited, now.routes, edit)
-        if text is None:
-            return now
-        if isinstance(text, Refused):
+        text = await asyncio.to_thread(edited, now, edit, version, f"the ConfigMap {self}")
+        if not isinstance(text, str):
             return text
         verb = "create" if body is None else "update"
         try:

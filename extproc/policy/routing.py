@@ -96,11 +96,18 @@ def with_routes(policy: PolicyConfig, routes: Routes) -> PolicyConfig:
     return msgspec.structs.replace(policy, routing=tuple(found.values()))
 
 
-def edited(routes: Routes, edit: Edit) -> str | Refused | None:
-    """The document to store after an edit, None if it left the entries as they were; Refused if nobody could read it."""
-    after = edit(routes)
-    if [*map(plain, after)] == [*map(plain, routes)]:
-        return None
+def edited(now: Routing, edit: Edit, version: str | None, where: str) -> str | Routing | Refused:
+    """The document to store in the place of `now`; `now` itself if the edit leaves it as it is, or why it may not be.
+
+    `version` is the one that was meant, None if any is right; `where` is what the place is called.
+    """
+    if version is not None and version != now.version:
+        is_at = f"is at version {now.version}" if now.version else "does not exist"
+        meant = f"version {version} was meant" if version else "none was meant to be there"
+        return Refused("conflict", f"{where} {is_at}; {meant}")
+    after = edit(now.routes)
+    if [*map(plain, after)] == [*map(plain, now.routes)]:
+        return now
     text = routing_document(after)
     try:
         parse_routing(text.encode())

@@ -113,7 +113,8 @@ class _Pages:
         )
         http = HttpRequest(asked.method, asked.path, headers, body, asked.pick, asked.cluster)
         sources = self._sources
-        return as_json(explain(http, binding, sources.snapshot(), sources.policy(), sources.loads()))
+        found = explain(http, binding, sources.snapshot(), sources.policy(), sources.loads())
+        return as_json(msgspec.to_builtins(found) | {"facts": found.facts()})
 
     async def discover(self, request: Request) -> Response:
         """Look at everything again, now, and say what changed."""

@@ -196,6 +196,13 @@ def _schemas() -> Json:
         {"properties": {"operator": {"enum": ["In", "NotIn"]}, "values": {"minItems": 1}}, "required": ["values"]},
         {"properties": {"operator": {"enum": ["Exists", "DoesNotExist"]}, "values": {"maxItems": 0}}},
     ]
+    text = {"type": "string"}
+    components["Explanation"]["properties"]["facts"] = {
+        "type": "array",
+        "description": "What is worth a line each to a person, in reading order: what it is, and its value.",
+        "items": {"type": "array", "prefixItems": [text, text], "minItems": 2, "maxItems": 2},
+    }
+    components["Explanation"]["required"].append("facts")
     entry = {"model": {"type": "string"}, "owned_by": {"type": "string"}, "selector": _ref("Selector")}
     model = {"id": {"type": "string"}, "object": {"const": "model"}, "owned_by": {"type": "string"}}
     numbers = {"created": {"type": "integer"}, "max_model_len": {"type": "integer"}}

@@ -152,9 +152,9 @@ class TestChange:
         path.write_bytes(document("m"))
         version = hashlib.sha256(document("m")).hexdigest()
 
-        assert gone == Refused("conflict", f"{path}: it does not exist; version old was meant")
+        assert gone == Refused("conflict", f"the file {path} does not exist; version old was meant")
         assert await store.change(put(route("n")), "old") == Refused(
-            "conflict", f"{path}: it is at version {version}; version old was meant"
+            "conflict", f"the file {path} is at version {version}; version old was meant"
         )
         assert path.read_bytes() == document("m")
 

@@ -10,6 +10,7 @@ from extproc.policy.document import DocumentError
 from extproc.policy.loading import parse_policy
 from extproc.policy.routing import (
     Refused,
+    Routing,
     edited,
     matching,
     parse_routing,
@@ -136,16 +137,29 @@ def test_removing_undoes_putting(entries: tuple[Route, ...], route: Route) -> No
 
 @given(tables, routes)
 def test_an_edit_makes_a_document_that_says_what_it_made(entries: tuple[Route, ...], route: Route) -> None:
-    text = edited(entries, put(route))
+    now, after = Routing(entries, "7"), Routing(put(route)(entries), "8")
+    text = edited(now, put(route), None, "here")
 
-    assert text == (None if shown(put(route)(entries)) == shown(entries) else routing_document(put(route)(entries)))
-    assert edited(put(route)(entries), put(route)) is None
+    assert text == (now if shown(after.routes) == shown(entries) else routing_document(after.routes))
+    assert edited(after, put(route), "8", "here") is after
+
+
+@pytest.mark.parametrize(
+    ("now", "version", "message"),
+    [
+        ("7", "6", "here is at version 7; version 6 was meant"),
+        ("7", "", "here is at version 7; none was meant to be there"),
+        ("", "6", "here does not exist; version 6 was meant"),
+    ],
+)
+def test_an_edit_that_was_meant_for_another_version_is_a_conflict(now: str, version: str, message: str) -> None:
+    assert edited(Routing((), now), put(Route("m", "vllm", LABELS)), version, "here") == Refused("conflict", message)
 
 
 def test_an_edit_that_makes_what_cannot_be_read_is_refused() -> None:
-    entries = (Route("m", "vllm", LABELS),)
+    now = Routing((Route("m", "vllm", LABELS),), "7")
 
-    assert edited(entries, put(Route("m", "n.n!", LABELS))) == Refused(
+    assert edited(now, put(Route("m", "n.n!", LABELS)), None, "here") == Refused(
         "invalid",
         "the entries would be refused: line 16, routing[1].owned_by: `n.n!` is not an owner: letters, digits and . _ / -",
     )

@@ -76,6 +76,7 @@ async def test_an_entry_is_stored_shown_used_changed_and_forgotten(admin: Admin)
     async def destinations() -> Any:
         return (await admin.ask("POST", "/explain", question))[1]["endpoints"]
 
+    facts = (await admin.ask("POST", "/explain", question))[1]["facts"]
     before = await destinations()
     admin.heard.said.clear()
     created, stored = await admin.ask("POST", ROUTING, CANARY | {"owned_by": "SGLang"})
@@ -88,6 +89,7 @@ async def test_an_entry_is_stored_shown_used_changed_and_forgotten(admin: Admin)
     after = await admin.ask("GET", ROUTING)
 
     version = stored.pop("resourceVersion")
+    assert ["endpoints", "127.0.0.1:8002"] in facts
     assert (before, used) == (["127.0.0.1:8002"], ["127.0.0.1:8001"])
     assert (created, stored, shown) == (201, CANARY, (200, {"routing": [CANARY], "resourceVersion": version}))
     assert (changed, again.pop("resourceVersion") == version, again) == (200, False, other)

@@ -64,4 +64,4 @@ def test_every_file_names_its_licence_first(name: str) -> None:
 
 
 def test_the_scripts_stay_small_enough_to_read() -> None:
-    assert sum(len(text.splitlines()) for name, text in SOURCES.items() if name.endswith(".js")) <= 600
+    assert sum(len(text.splitlines()) for name, text in SOURCES.items() if name.endswith(".js")) <= 550

@@ -62,40 +62,20 @@ function request() {
 }
 
 const show = (...nodes) => byId("explained").replaceChildren(...nodes);
+const amount = (value) => el("td", { class: "number" }, value);
 const fault = (message) => el("p", { class: "problem" }, message);
 
 function found(one) {
-  const facts = [
-    ["asked for", one.owners.join(", ") || "no owner"],
-    ["named by", one.named_by],
-    ["model", one.model],
-    ["body read", one.asked_body ? "yes" : "no"],
-    ["owner", one.owner],
-    ["endpoints", one.endpoints.join(", ")],
-    ["destination", one.destination],
-    ["EPP's pick", one.correction],
-    ["headers set", Object.entries(one.headers).map(([name, value]) => `${name}: ${value}`).join("\n")],
-    ["status", one.status ? String(one.status) : ""],
-    ["body", one.body],
-  ].filter(([, value]) => value);
   const steps = one.steps.map((step) =>
-    el(
-      "tr",
-      {},
-      el("th", { scope: "row", class: "code" }, step.filter),
-      el("td", { class: "number" }, step.before),
-      el("td", { class: "number" }, step.after),
-    ),
+    el("tr", {}, el("th", { scope: "row", class: "code" }, step.filter), ...[step.before, step.after].map(amount)),
   );
-  const head = ["Step", "eligible before", "after"].map((name, place) =>
-    el("th", { scope: "col", class: place ? "number" : null }, name),
-  );
+  const head = ["Step", "eligible before", "after"].map((name, place) => el("th", { scope: "col", class: place > 0 && "number" }, name));
   const kind = { restrict: "well", reject: "ill" }[one.decision] ?? "";
   return el(
     "div",
     {},
     el("h3", {}, el("span", { class: kind }, one.decision), " ", el("span", { class: "code" }, one.reason)),
-    el("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", { class: "code" }, value)])),
+    el("dl", { class: "facts" }, ...one.facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", { class: "code" }, value)])),
     steps.length
       ? el(
           "div",

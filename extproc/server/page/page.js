@@ -64,18 +64,12 @@ function lost(why, seconds) {
   say(`${why.replace(/\.$/, "")}. Next try in ${span(Math.ceil(seconds))}.`, "ill");
 }
 
-function hidden() {
-  say("Paused while hidden", "part");
-}
-
-function connecting() {
-  say("Connecting", "part");
-}
+const quiet = (words) => say(words, "part");
 
 function token(refused) {
   const form = byId("login");
   remember("");
-  say("Waiting for the admin token", "part");
+  quiet("Waiting for the admin token");
   byId("main").hidden = true;
   byId("login-error").textContent = refused ? "That token was refused." : "";
   form.hidden = false;
@@ -99,4 +93,4 @@ function pause() {
 byId("pause").addEventListener("click", pause);
 byId("filter").addEventListener("input", () => drawEndpoints());
 byId("explain-form").addEventListener("submit", submit);
-follow({ event, live, lost, token, hidden, connecting });
+follow({ event, live, lost, token, quiet });

@@ -36,14 +36,14 @@ export async function problem(answer) {
 /**
  * Follow `/events` for ever: `event(name, value)` for each, `live()` when it begins, `lost(why, seconds)` when it ends or
  * cannot be had, with the time until the next try. On a 401 `token(refused)` is awaited, then it is tried again at once.
- * While the page is hidden there is no stream: `hidden()` says so, `connecting()` that it is asked for again.
+ * While the page is hidden there is no stream: `quiet(words)` says so, and that it is asked for again.
  */
-export async function follow({ event, live, lost, token, hidden, connecting }) {
+export async function follow({ event, live, lost, token, quiet }) {
   for (let tries = 0; ; ) {
     if (document.hidden) {
-      hidden();
+      quiet("Paused while hidden");
       await woken();
-      connecting();
+      quiet("Connecting");
       continue;
     }
     const control = new AbortController();
