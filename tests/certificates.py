@@ -77,7 +77,7 @@ def write(folder: Path, certificate: bytes, key: bytes) -> Path:
 
 
 class Mount:
-    """A Secret as the kubelet mounts it: the files are links into `..data`, itself a link, which moves from folder to folder."""
+    """A Secret as the kubelet mounts it: the files are links into `..data`, a link that moves from folder to folder."""
 
     def __init__(self, folder: Path, certificate: bytes, key: bytes) -> None:
         self.folder = folder

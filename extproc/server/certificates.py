@@ -74,8 +74,8 @@ class Certificates:
         self._turn = asyncio.Lock()
         if folder is None:
             self._put(self_signed())
-        else:
-            self.load()
+        elif not self.load():
+            raise DocumentError("the files change all the time")
         self._given = self._configuration
 
     @property
@@ -104,8 +104,8 @@ class Certificates:
         except DocumentError:
             self._content = None
             raise
-        if content == self._content:
-            return False
+        if content is None or content == self._content:
+            return False  # what is being written is for the next look
         self._content = content
         self._put(parse_pair(*content))
         self.error = None
@@ -182,14 +182,14 @@ def _pair(chain: list[x509.Certificate], key: _Key) -> Pair:
     )
 
 
-def _read(folder: Path) -> _Content:
-    """Both files as they stand at one moment: read until nothing has changed in between, or they change all the time."""
+def _read(folder: Path) -> _Content | None:
+    """Both files as they stand at one moment: read until nothing has changed in between; None if they go on changing."""
     content = _contents(folder)
     for _ in range(_READS):
         before, content = content, _contents(folder)
         if content == before:
-            break
-    return content
+            return content
+    return None
 
 
 def _contents(folder: Path) -> _Content:
