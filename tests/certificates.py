@@ -30,18 +30,20 @@ class Issued:
 
 
 class Authority:
-    """Who signs; `certificate` is its own, in PEM."""
+    """Who signs, by its own right or by that of another; `certificate` is its own, in PEM."""
 
-    def __init__(self, days: int = 30) -> None:
+    def __init__(self, above: "Authority | None" = None, days: int = 30) -> None:
+        self._name = f"below {above._name}" if above else "authority"
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._signed = _signed("authority", self._key, "authority", self._key, days, ca=True)
-        self.not_after = self._signed.not_valid_after_utc
-        self.certificate = _pem(self._signed)
+        signer = above or self
+        signed = _signed(self._name, self._key, signer._name, signer._key, days, ca=True)
+        self.not_after = signed.not_valid_after_utc
+        self.certificate = _pem(signed)
 
     def issue(self, key: Key | None = None, days: int = 10) -> Issued:
         """A certificate for `owned-by`, of a new key or of this one."""
         key = key or ec.generate_private_key(ec.SECP256R1())
-        signed = _signed(NAME, key, "authority", self._key, days, ca=False)
+        signed = _signed(NAME, key, self._name, self._key, days, ca=False)
         return Issued(f"{signed.serial_number:X}", signed.not_valid_after_utc, _pem(signed), key_pem(key))
 
 
@@ -99,18 +101,31 @@ class Mount:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a new connection sees."""
+    """What a new connection sees; `answers` is whether the server then says anything or hangs up."""
 
     serial: str
     version: str
     protocol: str | None
+    answers: bool = True
 
 
-async def shown(port: int, *, at_most: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, offered: str = "h2") -> Shown:
-    """Connect to a port of 127.0.0.1 and shake hands, whoever it is. Raises OSError (ssl.SSLError is one)."""
+async def shown(
+    port: int,
+    *,
+    at_most: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+    offered: str = "h2",
+    authority: Authority | None = None,
+) -> Shown:
+    """Connect to a port of 127.0.0.1 and shake hands: with anybody, or with who is `owned-by` to an authority.
+
+    Raises OSError (ssl.SSLError is one).
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+    if authority:
+        context.load_verify_locations(cadata=authority.certificate.decode())
+    else:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols([offered])
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # old versions are the point
         context.set_ciphers("DEFAULT@SECLEVEL=0")
@@ -118,9 +133,12 @@ async def shown(port: int, *, at_most: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, 
         context.maximum_version = at_most
 
     def look() -> Shown:
-        with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as connection:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
+            context.wrap_socket(plain, server_hostname=NAME) as connection,
+        ):
             certificate = x509.load_der_x509_certificate(connection.getpeercert(binary_form=True) or b"")
             version, protocol = connection.version(), connection.selected_alpn_protocol()
-            return Shown(f"{certificate.serial_number:X}", version or "", protocol)
+            return Shown(f"{certificate.serial_number:X}", version or "", protocol, connection.recv(1) != b"")
 
     return await asyncio.to_thread(look)

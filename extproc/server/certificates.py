@@ -20,7 +20,7 @@ import grpc
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -44,9 +44,10 @@ _LEEWAY: Final = timedelta(hours=1)
 _READS: Final = 4
 _RSA_BITS: Final = 2048
 """What Envoy asks of keys of its own."""
-_CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_CURVES: Final = (ec.SECP256R1, ec.SECP384R1)
+"""Envoy 1.40 was seen to refuse a server's P-521, and Ed25519: such a pair would end new connections, so it is refused here."""
 
-_Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+_Key = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
 _Content = tuple[bytes, bytes]
 
 
@@ -223,12 +224,10 @@ def _private_key(text: bytes) -> _Key:
     except (ValueError, UnsupportedAlgorithm):
         raise DocumentError(f"{KEY_FILE} holds no private key in PEM, or a broken one") from None
     match key:
-        case ed25519.Ed25519PrivateKey():
-            return key
         case ec.EllipticCurvePrivateKey() if isinstance(key.curve, _CURVES):
             return key
         case rsa.RSAPrivateKey() if key.key_size >= _RSA_BITS:
             return key
     raise DocumentError(
-        f"{KEY_FILE} cannot be used: it must be RSA of {_RSA_BITS} bits or more, P-256, P-384, P-521 or Ed25519"
+        f"{KEY_FILE} is of a kind that Envoy does not take: it must be RSA of {_RSA_BITS} bits or more, P-256 or P-384"
     )

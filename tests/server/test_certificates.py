@@ -41,7 +41,7 @@ async def served(certificates: Certificates) -> AsyncIterator[int]:
 
 
 def test_a_pair_says_which_certificate_it_is_and_when_the_first_of_its_chain_expires() -> None:
-    short = Authority(days=5)
+    short = Authority(AUTHORITY, days=5)
     issued = short.issue(days=10)
     pair = parse_pair(issued.certificate + short.certificate, issued.key)
 
@@ -114,12 +114,14 @@ CASES: dict[str, tuple[bytes, bytes, str]] = {
         name: (
             ONE.certificate,
             key,
-            "tls.key cannot be used: it must be RSA of 2048 bits or more, P-256, P-384, P-521 or Ed25519",
+            "tls.key is of a kind that Envoy does not take: it must be RSA of 2048 bits or more, P-256 or P-384",
         )
         for name, key in {
             "a short key": key_pem(rsa.generate_private_key(65537, 1024)),
-            "a curve that gRPC has not": key_pem(ec.generate_private_key(ec.SECP256K1())),
-            "a kind that gRPC has not": ed448.Ed448PrivateKey.generate().private_bytes(
+            "secp256k1": key_pem(ec.generate_private_key(ec.SECP256K1())),
+            "P-521": key_pem(ec.generate_private_key(ec.SECP521R1())),
+            "Ed25519": key_pem(ed25519.Ed25519PrivateKey.generate()),
+            "Ed448": ed448.Ed448PrivateKey.generate().private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
             ),
         }.items()
@@ -168,8 +170,6 @@ async def test_each_kind_of_key_is_served_and_a_change_of_kind_is_taken_over(fol
     keys = (
         rsa.generate_private_key(65537, 2048),
         ec.generate_private_key(ec.SECP384R1()),
-        ec.generate_private_key(ec.SECP521R1()),
-        ed25519.Ed25519PrivateKey.generate(),
         CURVE_KEY,
     )
     certificates = Certificates(folder)
@@ -195,6 +195,30 @@ async def test_what_openssl_writes_before_a_key_does_not_matter(folder: Path) ->
 
     async with served(Certificates(folder)) as port:
         assert await shown(port) == Shown(issued.serial, "TLSv1.3", "h2")
+
+
+async def test_who_trusts_only_the_highest_authority_is_shown_the_chain(folder: Path) -> None:
+    below = Authority(AUTHORITY)
+    issued = below.issue()
+    write(folder, issued.certificate + below.certificate, issued.key)
+
+    async with served(Certificates(folder)) as port:
+        assert await shown(port, authority=AUTHORITY) == Shown(issued.serial, "TLSv1.3", "h2")
+
+
+async def test_an_expired_certificate_is_served_for_the_gateway_decides(folder: Path) -> None:
+    expired = AUTHORITY.issue(days=-1)
+    write(folder, expired.certificate, expired.key)
+
+    async with served(Certificates(folder)) as port:
+        assert (await shown(port)).serial == expired.serial
+        with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+            await shown(port, authority=AUTHORITY)
+
+
+async def test_who_does_not_offer_http_2_is_hung_up_on(folder: Path) -> None:
+    async with served(Certificates(folder)) as port:
+        assert await shown(port, offered="http/1.1") == Shown(ONE.serial, "TLSv1.3", None, answers=False)
 
 
 async def test_tls_1_2_is_the_oldest_that_is_spoken() -> None:
