@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from extproc.discovery.configmap import PolicyMap
     from extproc.discovery.watches import Watches
     from extproc.observability.tracing import Tracing
+    from extproc.server.certificates import Certificates
 
 PATIENCE: Final = 10.0
 """Seconds that endpoints have to say what they serve before the server is ready without their answers."""
@@ -91,6 +92,7 @@ class App:
             except DocumentError as error:
                 raise DocumentError(f"{file.path}: {error}") from error
             self._file_loaded(file, None)
+        self._certificates = self._open_certificates() if settings.secure_serving else None
 
     async def run(self) -> None:
         """Serve until a signal.
@@ -127,6 +129,18 @@ class App:
         loaded = partial(self._map_loaded, "routing")
         self._routing = watches.follow_routing("", self._policy.apply_routing, loaded)
         return watches.namespace
+
+    def _open_certificates(self) -> "Certificates":
+        """What the ext_proc port serves TLS with. Raises DocumentError."""
+        from extproc.server.certificates import Certificates  # noqa: PLC0415 - cryptography is large
+
+        folder = self._settings.cert_path
+        try:
+            certificates = self._certificates = Certificates(folder)
+        except DocumentError as error:
+            raise DocumentError(f"{folder}: {error}") from error
+        self._certificate_loaded(None)
+        return certificates
 
     def _open_tracing(self, stack: contextlib.AsyncExitStack) -> "Tracing":
         """What makes spans, and has sent them when the stack ends."""
@@ -182,10 +196,13 @@ class App:
             grpc_health_port=settings.grpc_health_port,
             drain_delay=settings.drain_delay,
             drain_timeout=settings.drain_timeout,
+            credentials=self._certificates.credentials() if self._certificates else None,
         )
         jobs = [file.watch(self._file_loaded) for file in self._files.values()]
         jobs += [self._probe.run(), self._load.run(), self._become_ready(health), rates.run(), live.run()]
         jobs += self._watches.jobs() if self._watches else []
+        if self._certificates and settings.enable_cert_reload:
+            jobs.append(self._certificates.watch(self._certificate_loaded))
         try:
             await _beside(lifecycle.run(), jobs)
         finally:
@@ -284,6 +301,14 @@ class App:
         """Tell of a document that came from the cluster."""
         self._loaded(name, error, configmap=str(source))
 
+    def _certificate_loaded(self, error: str | None) -> None:
+        """Tell of the certificate that is in force, or why it still is."""
+        assert self._certificates is not None
+        status, origin = self._certificates.status(), "files" if self._certificates.folder else "self-signed"
+        self._metrics.certificate_not_after.labels(origin).set(self._certificates.pair.not_after.timestamp())
+        where = {name: value for name in ("folder", "serial", "not_after") if (value := status[name])}
+        self._loaded("certificate", error, **where)
+
     def _loaded(self, name: str, error: str | None, **where: str) -> None:
         self._metrics.reload_successful.labels(name).set(error is None)
         if error is None:
@@ -299,6 +324,8 @@ class App:
         errors: dict[str, str] = {}
         for file in self._files.values():
             await file.look(self._file_loaded)
+        if self._certificates and self._settings.enable_cert_reload:
+            await self._certificates.look(self._certificate_loaded)
         if self._watches:
             errors |= await self._watches.relist()
         self._publish()
@@ -319,6 +346,8 @@ class App:
             name: {"file": str(file.path), "age_seconds": self._age(name), "error": file.error}
             for name, file in self._files.items()
         }
+        if self._certificates:
+            sources["certificate"] = self._certificates.status() | {"age_seconds": self._age("certificate")}
         return sources | (self._watches.status() if self._watches else {})
 
     def _age(self, source: str) -> float | None:

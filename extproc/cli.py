@@ -72,6 +72,13 @@ def main() -> None:
 @flag("--grpc-port", type=_PORT, default=9002, help="ext_proc; 0 is a free port.")
 @flag("--grpc-health-port", type=_PORT, default=9003, help="gRPC health.")
 @flag("--metrics-port", type=_PORT, default=9090, help="/metrics.")
+@flag("--secure-serving", is_flag=True, help="Serve ext_proc over TLS; health, metrics and admin stay as they are.")
+@flag(
+    "--cert-path",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder with `tls.crt` and `tls.key` for that; without it a certificate is made that vouches for itself.",
+)
+@flag("--enable-cert-reload", is_flag=True, help="Read both again when their content changes.")
 @flag("--admin-port", type=_PORT, default=9091, help="Admin pages.")
 @flag("--admin-address", default="127.0.0.1", help="Where the admin pages listen.")
 @flag("--admin-hosts", type=HostsType(), help="Names by which the admin pages may be asked for, beside their address.")

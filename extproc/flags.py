@@ -146,6 +146,13 @@ def refuse_contradictions(flags: dict[str, Any]) -> None:
         raise click.UsageError("--endpoint-selector needs namespaces by name")
     if not flags["admin_token_file"] and not _is_loopback(flags["admin_address"]):
         raise click.UsageError("--admin-address is not loopback: --admin-token-file is needed")
+    if (flags["cert_path"] or flags["enable_cert_reload"]) and not flags["secure_serving"]:
+        given = "--cert-path" if flags["cert_path"] else "--enable-cert-reload"
+        raise click.UsageError(f"{given} needs --secure-serving: without it there is no TLS")
+    if flags["enable_cert_reload"] and not flags["cert_path"]:
+        raise click.UsageError(
+            "--enable-cert-reload needs --cert-path: a certificate of our own making does not change"
+        )
     _refuse_times(flags)
 
 

@@ -50,6 +50,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     refresh_metrics_interval: float | None = None
     metrics_staleness_threshold: float = 5.0
     tracing: bool = False
+    secure_serving: bool = False
+    cert_path: Path | None = None
+    enable_cert_reload: bool = False
     drain_delay: float = 5.0
     drain_timeout: float = 30.0
     log_format: Literal["json", "console"] = "json"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from extproc.cli import main
 from extproc.policy.problems import schema
+from tests.certificates import Authority, Issued, write
 
 POLICY = "apiVersion: owned-by/v1alpha1\nkind: OwnedByPolicy\n"
 ENDPOINTS = """pools:
@@ -272,6 +274,33 @@ class TestServe:
         assert (code, output.splitlines()[-1]) == (1, "Error: policy.yaml: the document is empty")
 
     @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (lambda one, _: (one.certificate, None), "tls.key cannot be read: No such file or directory"),
+            (lambda one, _: (b"x", one.key), "tls.crt holds no certificate in PEM, or a broken one"),
+            (
+                lambda one, other: (one.certificate, other.key),
+                "tls.key is not the key of the first certificate in tls.crt",
+            ),
+        ],
+        ids=["missing", "bad", "mismatched"],
+    )
+    def test_a_pair_that_cannot_be_served_with_at_start_is_exit_1(
+        self, folder: Path, spoil: Callable[[Issued, Issued], tuple[bytes, bytes | None]], message: str
+    ) -> None:
+        authority = Authority()
+        certificate, key = spoil(authority.issue(), authority.issue())
+        write(folder / "certs", certificate, key or b"")
+        if key is None:
+            (folder / "certs" / "tls.key").unlink()
+
+        code, output = run(
+            "serve", "--endpoints-file", "endpoints.yaml", "--secure-serving", "--cert-path", str(folder / "certs")
+        )
+
+        assert (code, output.splitlines()[-1]) == (1, f"Error: {folder / 'certs'}: {message}")
+
+    @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             ("--config-file policy.yaml --config-map owned-by", "--config-file and --config-map exclude each other"),
@@ -292,6 +321,13 @@ class TestServe:
             ("--namespaces a,*", "`a,*` is not a list of namespaces, nor `*` for all"),
             ("--namespaces A", "`A` is not a list of namespaces, nor `*` for all"),
             ("--config-map a/b/c", "`a/b/c` is not [namespace/]name"),
+            ("--cert-path certs", "--cert-path needs --secure-serving: without it there is no TLS"),
+            ("--enable-cert-reload", "--enable-cert-reload needs --secure-serving: without it there is no TLS"),
+            (
+                "--secure-serving --enable-cert-reload",
+                "--enable-cert-reload needs --cert-path: a certificate of our own making does not change",
+            ),
+            ("--secure-serving --cert-path policy.yaml", "Directory 'policy.yaml' is a file."),
             ("--probe-interval 30ms", "--probe-interval must be 1s or longer, or 0s for never"),
             ("--probe-timeout 0s", "--probe-timeout must be longer than nothing"),
             ("--refresh-metrics-interval 30ms", "--refresh-metrics-interval must be 50ms or longer, or 0s for never"),

@@ -26,6 +26,8 @@ PICKER_FILTER: Final = "envoy.filters.http.ext_proc"
 AFTER_FILTER: Final = "owned-by.after"
 POOL: Final = "pool"
 COLLECTOR: Final = "collector"
+SERVER_NAME: Final = "owned-by"
+"""Whom a server's certificate must be for, where it is verified."""
 
 MUTABLE: Final = "(x-(gateway|owned-by|prefiller|encoder|data-p|kv-c)|test-epp).*|content-(length|type)|retry-after"
 """The headers that we may set and remove. Envoy refuses a regex whose program is above 100, and 1.36 to 1.38 count more
@@ -71,7 +73,8 @@ class Plan:
     shows it the response's headers. `picker_empty` leaves that place without an endpoint, whatever its port, and
     `forward_hint` is whether it sees the hint. `report_served` writes the endpoint that served into `envoy.lb` (Envoy
     1.38 and newer). Durations are Envoy's (`2s`). `retries` of 0 is no retry policy. `access_log` is a file's path.
-    `collector_port` is where Envoy's spans go, by OTLP over HTTP; None makes none.
+    `collector_port` is where Envoy's spans go, by OTLP over HTTP; None makes none. `secure` dials our servers by TLS, whoever
+    they are; with `ca_file` only one with a certificate for `owned-by` that it vouches for.
     """
 
     endpoints: Endpoints
@@ -94,6 +97,8 @@ class Plan:
     retries: int = 0
     access_log: str | None = None
     collector_port: int | None = None
+    secure: bool = False
+    ca_file: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,8 @@ def bootstrap(plan: Plan) -> Json:
     for place in _places(plan):
         if place.endpoints is not None:
             filters.append(_epp(place) if place.bodies is None else _ours(plan, place, place.bodies))
-            clusters.append(_cluster(place.cluster, place.endpoints, {"http2_protocol_options": {}}))
+            ours = _tls(plan) if plan.secure and place.bodies else {}
+            clusters.append(_cluster(place.cluster, place.endpoints, {"http2_protocol_options": {}}) | ours)
     filters.append({"name": "envoy.filters.http.router", "typed_config": _typed("filters.http.router.v3.Router")})
     runtime: Json = {"envoy.reloadable_features.ext_proc_graceful_grpc_close": True}
     if plan.collector_port is not None:
@@ -315,6 +321,21 @@ def _cluster(name: str, endpoints: Iterable[tuple[str, int]], protocol: Json) ->
         "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
         "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": members}]},
     }
+
+
+def _tls(plan: Plan) -> Json:
+    """A cluster's TLS, as Istio emits it for a DestinationRule of the mode SIMPLE (facts/gateways.md 2.5)."""
+    checks: Json = {}
+    if plan.ca_file:
+        names_it = {"san_type": "DNS", "matcher": {"exact": SERVER_NAME}}
+        checks = {"trusted_ca": {"filename": plan.ca_file}, "match_typed_subject_alt_names": [names_it]}
+    context = {
+        "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},
+        "alpn_protocols": ["h2"],
+        "validation_context": checks,
+    }
+    config = _typed("transport_sockets.tls.v3.UpstreamTlsContext", common_tls_context=context, sni=SERVER_NAME)
+    return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": config}}
 
 
 def _at(port: int | None) -> Endpoints | None:

@@ -102,13 +102,19 @@ class Metrics:
             "owned_by_config_last_reload_successful",
             "1 if the last load worked.",
             ("source",),
-            "sources: endpoints, policy, routing",
+            "sources: endpoints, policy, routing, certificate",
         )
         self.reload_timestamp = self._gauge(
             "owned_by_config_last_reload_success_timestamp_seconds",
             "When the last load that worked was.",
             ("source",),
-            "sources: endpoints, policy, routing",
+            "sources: endpoints, policy, routing, certificate",
+        )
+        self.certificate_not_after = self._gauge(
+            "owned_by_certificate_not_after_timestamp_seconds",
+            "When the certificate of the ext_proc port expires, or the first of its chain; absent without TLS.",
+            ("origin",),
+            "2: files, self-signed",
         )
         self.watch_restarts = self._counter(
             "owned_by_watch_restarts_total",

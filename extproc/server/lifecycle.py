@@ -42,14 +42,16 @@ class Lifecycle:
         grpc_health_port: int,
         drain_delay: float,
         drain_timeout: float,
+        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        """`http` names each HTTP server by the log's field for its port."""
+        """`http` names each HTTP server by the log's field for its port; with `credentials` ext_proc is served over TLS."""
         self._processor = processor
         self._health = health
         self._http = http
         self._logger = logger
         self._listen = f"[{address}]" if ":" in address else address
         self._ports = {"grpc_port": grpc_port, "grpc_health_port": grpc_health_port}
+        self._credentials = credentials
         self._drain_delay = drain_delay
         self._drain_timeout = drain_timeout
         self._stop = asyncio.Event()
@@ -60,9 +62,13 @@ class Lifecycle:
         server, health_server = grpc.aio.server(options=_OPTIONS), grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers((self._processor.handler(),))
         ports = {}
-        for each, flag in ((server, "grpc_port"), (health_server, "grpc_health_port")):
+        # The kubelet's gRPC probe speaks no TLS, so the health port never does.
+        for each, flag, credentials in (
+            (server, "grpc_port", self._credentials),
+            (health_server, "grpc_health_port", None),
+        ):
             health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, each)
-            ports[flag] = self._bind(each, self._ports[flag])
+            ports[flag] = self._bind(each, self._ports[flag], credentials)
         await self._health.publish()
         await health_server.start()
         await server.start()
@@ -99,11 +105,12 @@ class Lifecycle:
             await server.stop(0)
         await stopping
 
-    def _bind(self, server: grpc.aio.Server, port: int) -> int:
+    def _bind(self, server: grpc.aio.Server, port: int, credentials: grpc.ServerCredentials | None) -> int:
+        address = f"{self._listen}:{port}"
         try:
-            return server.add_insecure_port(f"{self._listen}:{port}")
+            return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._listen}:{port}") from error
+            raise OSError(f"cannot listen on {address}") from error
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -169,6 +169,9 @@ def sources(status: Status, now: float) -> list[Source]:
         if "file" in entry:
             age, state = entry["age_seconds"], "not loaded" if entry["age_seconds"] is None else "loaded"
             found.append(Source(name, entry["file"], state, _since(age, now), _short(entry["error"])))
+        elif "folder" in entry:
+            where, state = entry["folder"] or "made at the start", f"valid until {entry['not_after']}"
+            found.append(Source(name, where, state, _since(entry["age_seconds"], now), _short(entry["error"])))
         elif "configmap" in entry:
             watch = entry["watch"]
             where = f"ConfigMap {entry['configmap']}"

@@ -50,6 +50,8 @@ PLANS = {
     ),
     "routes": Plan(endpoints=POOL, routes=(Route(ISTIO, OTHER, "/v1", (("x-owned-by", "vllm"),)), Route(ISTIO, OTHER))),
     "no pool named": Plan(endpoints=POOL, pool=None, **ALL),
+    "TLS": Plan(endpoints=POOL, before_port=9002, picker_port=9003, picker_bodies=Bodies.DUPLEX, secure=True),
+    "TLS before an EPP": Plan(endpoints=POOL, before_port=9002, picker_port=9003, secure=True),
     "served reported": Plan(endpoints=POOL, report_served=True),
     "everything": Plan(
         endpoints=(*POOL, ("::1", 8003)),
@@ -151,6 +153,25 @@ def test_envoy_traces_only_if_the_plan_has_a_collector() -> None:
         "timeout": "1s",
     }
     assert "tracing" not in manager(bootstrap(Plan(endpoints=POOL)))
+
+
+def sockets(document: dict[str, Any]) -> dict[str, Any]:
+    """The transport of each cluster that has one of its own."""
+    found = document["static_resources"]["clusters"]
+    return {each["name"]: each["transport_socket"] for each in found if "transport_socket" in each}
+
+
+def test_our_servers_are_dialled_by_tls_if_the_plan_says_so_and_an_epp_is_not() -> None:
+    plain, unverified = (bootstrap(Plan(endpoints=POOL, secure=secure, **ALL)) for secure in (False, True))
+    verified = bootstrap(Plan(endpoints=POOL, before_port=9002, secure=True, ca_file="ca.crt"))
+    context = sockets(verified)["owned_by"]["typed_config"]
+
+    assert (sockets(plain), [*sockets(unverified)]) == ({}, ["owned_by_header", "owned_by", "owned_by_after"])
+    assert context["common_tls_context"]["alpn_protocols"] == ["h2"]
+    assert context["common_tls_context"]["validation_context"] == {
+        "trusted_ca": {"filename": "ca.crt"},
+        "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": "owned-by"}}],
+    }
 
 
 @pytest.mark.parametrize("port", [None, 9002])

@@ -248,6 +248,14 @@ def test_every_source_is_shown_with_its_age_and_what_is_wrong_with_it() -> None:
         sources={
             "endpoints": {"file": "e.yaml", "age_seconds": 10.0, "error": "x" * 600},
             "config": {"file": "c.yaml", "age_seconds": None, "error": "it is empty"},
+            "certificate": {
+                "folder": "/certs",
+                "age_seconds": 20.0,
+                "serial": "1F",
+                "not_after": "2030-01-01T00:00:00+00:00",
+                "error": "tls.key is not a file",
+            },
+            "made": {"folder": None, "age_seconds": 1.0, "serial": "2", "not_after": "2040-01-01", "error": None},
             "pods": {"a": watch(), "b": watch(objects=1), "*": watch(synced=False, age_seconds=None, error="403")},
             "policy": {"configmap": "ns/owned-by", "error": "it was deleted", "watch": watch(objects=0)},
             "routing": {
@@ -265,6 +273,8 @@ def test_every_source_is_shown_with_its_age_and_what_is_wrong_with_it() -> None:
     assert sources(given, 1000.0) == [
         Source("endpoints", "e.yaml", "loaded", 990, "x" * 500),
         Source("config", "c.yaml", "not loaded", None, "it is empty"),
+        Source("certificate", "/certs", "valid until 2030-01-01T00:00:00+00:00", 980, "tls.key is not a file"),
+        Source("made", "made at the start", "valid until 2040-01-01", 999, None),
         Source("pods", "namespace a", "4 objects", 998, None),
         Source("pods", "namespace b", "1 object", 998, None),
         Source("pods", "all namespaces", "not synced", None, "403"),
