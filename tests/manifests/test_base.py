@@ -104,9 +104,9 @@ class TestPods:
 
     def test_the_ports_are_those_where_the_program_listens(self) -> None:
         assert CONTAINER["ports"] == [
-            {"name": "grpc-ext-proc", "containerPort": DEFAULTS.grpc_port},
-            {"name": "grpc-health", "containerPort": DEFAULTS.grpc_health_port},
-            {"name": "http-metrics", "containerPort": DEFAULTS.metrics_port},
+            {"name": "grpc-ext-proc", "protocol": "TCP", "containerPort": DEFAULTS.grpc_port},
+            {"name": "grpc-health", "protocol": "TCP", "containerPort": DEFAULTS.grpc_health_port},
+            {"name": "http-metrics", "protocol": "TCP", "containerPort": DEFAULTS.metrics_port},
         ]
 
     def test_the_probes_are_these(self) -> None:
@@ -140,11 +140,18 @@ class TestReached:
             "ports": [
                 {
                     "name": "grpc-ext-proc",
+                    "protocol": "TCP",
                     "port": 9002,
                     "targetPort": "grpc-ext-proc",
                     "appProtocol": "kubernetes.io/h2c",
                 },
-                {"name": "http-metrics", "port": 9090, "targetPort": "http-metrics", "appProtocol": "http"},
+                {
+                    "name": "http-metrics",
+                    "protocol": "TCP",
+                    "port": 9090,
+                    "targetPort": "http-metrics",
+                    "appProtocol": "http",
+                },
             ],
         }
 
