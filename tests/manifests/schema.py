@@ -5,6 +5,7 @@ Ours are in schemas/, a file a kind. An object that neither knows is an error, s
 """
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,12 @@ def faults(document: Json) -> list[str]:
         raise LookupError(f"it has no kind or no apiVersion: {document}")
     found = _ours(document) if (FOLDER / _file(document)).exists() else _builtin(document)
     return found + ([] if is_placed(document) else ["metadata.namespace: it is missing"])
+
+
+def wrong(documents: Iterable[Json]) -> dict[str, list[str]]:
+    """What is wrong with several, by object (`Deployment/owned-by`); nothing of those that are well. Raises as `faults`."""
+    found = {f"{each['kind']}/{each['metadata']['name']}": faults(each) for each in documents}
+    return {name: told for name, told in found.items() if told}
 
 
 def is_placed(document: Json) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from extproc.cli import main
+from extproc.flags import refuse_contradictions
 from tests.manifests.kustomize import ROOT, deployed, one
 
 Json = dict[str, Any]
@@ -39,7 +41,19 @@ def added(folder: Path, component: str) -> set[tuple[str, str, str]]:
     return found[0] - found[1]
 
 
+@pytest.mark.parametrize("name", sorted(folder.name for folder in (ROOT / "components").iterdir()))
+def test_the_program_takes_the_arguments_with_each_component(name: str, tmp_path: Path) -> None:
+    needed = ["istio-before"] if name == "only-when-asked" else []
+    command, *arguments = container(deployed(tmp_path, [*needed, name]))["args"]
+    context = main.commands[command].make_context(command, arguments)  # it raises what click says of a wrong one
+
+    refuse_contradictions(context.params)
+    assert (command, context.params["config_map"]) == ("serve", "owned-by")
+
+
 class TestAutoscaling:
+    """As many pods as the CPU asks for."""
+
     def test_it_adds_an_autoscaler(self, tmp_path: Path) -> None:
         assert added(tmp_path, "autoscaling") == {("HorizontalPodAutoscaler", "team", "owned-by")}
 
@@ -55,6 +69,8 @@ class TestAutoscaling:
 
 
 class TestMonitoring:
+    """For the Prometheus Operator and Grafana."""
+
     def test_it_adds_what_the_operator_and_grafana_look_for(self, tmp_path: Path) -> None:
         assert added(tmp_path, "monitoring") == {
             ("ServiceMonitor", "team", "owned-by"),
@@ -89,6 +105,8 @@ class TestMonitoring:
 
 
 class TestNetworkPolicy:
+    """Who may reach whom."""
+
     @pytest.fixture
     def spec(self, tmp_path: Path) -> Json:
         found: Json = one(deployed(tmp_path, ["network-policy"], namespace="team"), "NetworkPolicy", "owned-by")["spec"]
@@ -123,6 +141,8 @@ class TestNetworkPolicy:
 
 
 class TestAdminReadonly:
+    """Nobody changes the routing."""
+
     def test_the_program_is_told_and_its_role_loses_update(self, tmp_path: Path) -> None:
         documents = deployed(tmp_path, ["admin-readonly"])
         rules = one(documents, "Role", "owned-by")["rules"]
@@ -133,6 +153,8 @@ class TestAdminReadonly:
 
 
 class TestTls:
+    """The ext_proc port speaks TLS."""
+
     def test_the_program_serves_with_the_mounted_secret(self, tmp_path: Path) -> None:
         documents = deployed(tmp_path, ["tls"])
         pod, of_base = deployment(documents)["template"]["spec"], {"serve", "--config-map=owned-by"}

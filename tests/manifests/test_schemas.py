@@ -4,7 +4,7 @@
 import copy
 import functools
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,12 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from tests.manifests.kustomize import ROOT, build, deployed, one
-from tests.manifests.schema import FOLDER, faults
+from tests.manifests.schema import FOLDER, faults, wrong
 
 COMPONENTS = sorted(folder.name for folder in (ROOT / "components").iterdir())
-OVERLAYS = sorted(folder.name for folder in (ROOT / "overlays").iterdir())
 TOGETHER = [
     ("istio-before", "tls"),
     ("istio-before", "fail-open", "epp-outlier"),
-    ("istio-before", "only-when-asked"),
     ("istio-strict", "tls", "fail-open"),
     ("istio-strict", "only-when-asked", "fail-open"),
     ("istio-picker", "tls"),
@@ -30,7 +28,9 @@ TOGETHER = [
     ("autoscaling", "monitoring", "network-policy", "tls", "admin-readonly"),
 ]
 """Components as operators would combine them, in the order in which they list them."""
-SETS = [(), *[(name,) for name in COMPONENTS], *TOGETHER]
+ABOVE = {"only-when-asked": "istio-before"}
+"""Components that change another one, without which they do not build."""
+SETS = [(), *[(ABOVE[name], name) if name in ABOVE else (name,) for name in COMPONENTS], *TOGETHER]
 OURS = {
     "app.kubernetes.io/name": "owned-by",
     "app.kubernetes.io/component": "ext-proc",
@@ -47,12 +47,6 @@ def made(components: tuple[str, ...]) -> tuple[Json, ...]:
     """What an operator's two layers come to; nobody changes it."""
     with tempfile.TemporaryDirectory() as folder:
         return tuple(deployed(Path(folder), components, namespace="team"))
-
-
-def wrong(documents: Iterable[Json]) -> dict[str, list[str]]:
-    """What is wrong, by object."""
-    found = {f"{each['kind']}/{each['metadata']['name']}": faults(each) for each in documents}
-    return {name: told for name, told in found.items() if told}
 
 
 def misspelt(document: Json) -> Iterator[tuple[str, Json]]:
@@ -101,11 +95,6 @@ class TestRendered:
         assert {name: found for name, found in labels.items() if not found.items() >= OURS.items()} == {}
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_every_overlay_is_what_its_kinds_allow(name: str) -> None:
-    assert wrong(build(ROOT / "overlays" / name)) == {}
-
-
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_no_component_labels_what_is_not_its_own(name: str) -> None:
     said = yaml.safe_load((ROOT / "components" / name / "kustomization.yaml").read_text())
@@ -129,6 +118,7 @@ def test_a_component_in_the_layer_that_says_the_namespace_is_refused(name: str, 
 class TestTheCheckItself:
     """It sees what it is there for."""
 
+    @pytest.mark.slow
     def test_every_misspelt_field_is_seen(self) -> None:
         unseen = []
         for document in made(("autoscaling", "monitoring", "network-policy", "tls")):
