@@ -5,8 +5,6 @@ import re
 import shutil
 from pathlib import Path
 
-import msgspec
-
 from extproc.policy.config import default_policy
 from extproc.policy.loading import parse_policy
 from tests.docs.pages import blocks
@@ -46,4 +44,4 @@ def test_the_example_builds_in_its_two_layers(tmp_path: Path) -> None:
 def test_the_policy_that_is_shipped_is_what_holds_without_one() -> None:
     shipped = parse_policy((ROOT / "base" / "policy.yaml").read_bytes())
 
-    assert msgspec.to_builtins(shipped) == msgspec.to_builtins(default_policy())
+    assert repr(shipped) == repr(default_policy())  # every key: policies are the same only if they are one
