@@ -55,14 +55,16 @@ check: setup ## format, lint, types, import contracts, proto lint, generated cod
 	@$(MAKE) --no-print-directory protos OUT=.venv/protos
 	diff -r -x '*.pyc' -x __pycache__ -x __init__.py .venv/protos/extproc/envoy/pb extproc/envoy/pb
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python monitoring/rule.py --check
 
-docs: setup ## write docs/reference from the code
+docs: setup ## write docs/reference from the code, and the PrometheusRule from monitoring/alerts.yaml
 	$(BIN)/python docs/generate.py
+	$(BIN)/python monitoring/rule.py
 
 bench: setup ## measure side by side (needs wrk)
 	$(BIN)/python -m bench
 
-bench-cluster: setup ## measure with 5,000 pods at a real API server (needs wrk and KUBEBUILDER_ASSETS)
+bench-cluster: setup $(BIN)/kubectl ## measure with 5,000 pods at a real API server (needs wrk and KUBEBUILDER_ASSETS)
 	$(BIN)/python -m bench.cluster
 
 OUT := .

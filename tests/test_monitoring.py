@@ -2,6 +2,8 @@
 """The dashboard and the alerts ask for metrics that there are, and say what promtool understands."""
 
 import re
+import subprocess
+import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
@@ -155,3 +157,9 @@ def test_the_dashboards_panels_say_what_they_show_and_do_not_overlap() -> None:
     assert len({panel["id"] for panel in everything}) == len(everything)
     assert [panel["title"] for panel in PANELS if not panel["title"] or not panel["description"].endswith(".")] == []
     assert [(one["title"], other["title"]) for one, other in combinations(everything, 2) if overlap(one, other)] == []
+
+
+def test_the_prometheus_rule_of_the_manifests_is_written_from_the_alerts() -> None:
+    done = subprocess.run([sys.executable, FOLDER / "rule.py", "--check"], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")

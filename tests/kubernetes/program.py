@@ -15,10 +15,13 @@ from extproc.demo.processes import Server
 from extproc.envoy import names
 from tests.heard import Heard, Json
 from tests.kubernetes.controlplane import ControlPlane
-from tests.kubernetes.manifests import load
+from tests.manifests import kustomize
 from tests.streams import call, first
 
 ACCOUNT: Final = "owned-by"
+POLICY: Final = "owned-by"
+NEEDED: Final = ("ServiceAccount", "Role", "RoleBinding", "ConfigMap")
+"""What of the manifests the program needs that runs beside the API server."""
 _HOUR: Final = 3600.0
 
 
@@ -38,8 +41,14 @@ def pool(name: str, namespace: str, *ports: int, selector: dict[str, str] | None
 def policy(namespace: str, text: str | None) -> Json:
     """The ConfigMap of the policy; None: it has another key only."""
     data = {"other": ""} if text is None else {"policy.yaml": text}
-    metadata = {"name": ACCOUNT, "namespace": namespace}
+    metadata = {"name": POLICY, "namespace": namespace}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+
+
+def in_namespace(namespace: str) -> list[Json]:
+    """The patches with which `several-namespaces` is about this one."""
+    patch = f"- {{op: replace, path: /metadata/namespace, value: {namespace}}}"
+    return [{"target": {"kind": "RoleBinding", "name": "owned-by-discovery"}, "patch": patch}]
 
 
 def labels(engine: str) -> dict[str, str]:
@@ -90,10 +99,15 @@ class Program:
 
 
 @contextlib.asynccontextmanager
-async def deployed(control_plane: ControlPlane, namespace: str, folder: Path) -> AsyncIterator[Path]:
-    """Our manifests applied; the kubeconfig of our service account, whose token is in `token` beside it."""
-    for document in load("base", namespace=namespace):
-        await control_plane.apply(document)
+async def deployed(control_plane: ControlPlane, namespace: str, folder: Path, *components: str) -> AsyncIterator[Path]:
+    """Our manifests applied; the kubeconfig of our service account, whose token is in `token` beside it.
+
+    The policy is not: each test has its own.
+    """
+    for document in kustomize.deployed(folder / "manifests", components, namespace=namespace):
+        is_policy = document["kind"] == "ConfigMap" and document["metadata"]["name"] == POLICY
+        if document["kind"] in NEEDED and not is_policy:
+            await control_plane.apply(document)
     token = folder / "token"
     token.write_text(await control_plane.token(namespace, ACCOUNT, seconds=_HOUR))
     yield control_plane.kubeconfig(folder / "kubeconfig", token_file=token, namespace=namespace)

@@ -4,6 +4,7 @@
 from typing import Any, Final
 
 CORE: Final = "v1"
+NETWORKING: Final = "networking.k8s.io/v1"
 RBAC: Final = "rbac.authorization.k8s.io/v1"
 EXTENSIONS: Final = "apiextensions.k8s.io/v1"
 POOLS: Final = "inference.networking.k8s.io/v1"
@@ -28,6 +29,11 @@ _NAMESPACED: Final = {
     (POOLS_ALPHA, "InferenceModelRewrite"): "inferencemodelrewrites",
 }
 
+_NEVER_KEPT: Final = {
+    (CORE, "Service"): "services",  # which this API server deletes one by one only
+    (NETWORKING, "NetworkPolicy"): "networkpolicies",
+}
+
 
 def collection(api_version: str, plural: str, namespace: str | None = None) -> str:
     """The path of a list."""
@@ -40,12 +46,18 @@ def collection_of(document: dict[str, Any]) -> str:
     kind = (document["apiVersion"], document["kind"])
     if kind in _CLUSTER_WIDE:
         return collection(kind[0], _CLUSTER_WIDE[kind])
-    return collection(kind[0], _NAMESPACED[kind], document["metadata"]["namespace"])
+    plural = {**_NAMESPACED, **_NEVER_KEPT}[kind]
+    return collection(kind[0], plural, document["metadata"]["namespace"])
 
 
 def path_of(document: dict[str, Any]) -> str:
     """The path of an object."""
     return f"{collection_of(document)}/{document['metadata']['name']}"
+
+
+def is_known(document: dict[str, Any]) -> bool:
+    """Whether the API server has its kind, and a test uses it."""
+    return (document["apiVersion"], document["kind"]) in {**_CLUSTER_WIDE, **_NAMESPACED, **_NEVER_KEPT}
 
 
 def collections_in(namespace: str) -> list[str]:

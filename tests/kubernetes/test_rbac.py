@@ -2,8 +2,10 @@
 """What the manifests allow the program, asked of a real API server with the program's own token."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -11,8 +13,9 @@ import pytest_asyncio
 
 from tests.kubernetes.conftest import fresh_namespace
 from tests.kubernetes.controlplane import MERGE_PATCH, ControlPlane, RefusedError
-from tests.kubernetes.manifests import load
+from tests.kubernetes.program import NEEDED, in_namespace
 from tests.kubernetes.resources import CORE, POOLS, POOLS_ALPHA, REWRITES, collection
+from tests.manifests import kustomize
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -90,22 +93,34 @@ class Program:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def program(control_plane: ControlPlane) -> AsyncIterator[Program]:
-    """Both manifests are applied; `base` alone gives the program nothing outside its own namespace."""
+async def program(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Program]:
+    """What kustomize makes of `base` and `several-namespaces` is applied."""
+    async with applied(control_plane, tmp_path_factory.mktemp("program"), "several-namespaces") as found:
+        yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def reader(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Program]:
+    """The same with `admin-readonly`, in one namespace."""
+    async with applied(control_plane, tmp_path_factory.mktemp("reader"), "admin-readonly") as found:
+        yield found
+
+
+@contextlib.asynccontextmanager
+async def applied(control_plane: ControlPlane, folder: Path, component: str) -> AsyncIterator[Program]:
+    """`base` with a component; by itself `base` gives the program nothing outside its own namespace."""
     async with (
         fresh_namespace(control_plane) as own,
         fresh_namespace(control_plane) as watched,
         fresh_namespace(control_plane) as other,
     ):
-        documents = [
-            *load("base", namespace=own),
-            *load("components/several-namespaces", namespace=own, replaced={"models": watched}),
-        ]
+        patches = in_namespace(watched) if component == "several-namespaces" else []
+        documents = kustomize.deployed(folder, [component], namespace=own, patches=patches)
+        documents = [each for each in documents if each["kind"] in (*NEEDED, "ClusterRole")]
         for document in documents:
             await control_plane.apply(document)
-        for name in ("owned-by", "another"):
-            metadata = {"name": name, "namespace": own}
-            await control_plane.apply({"apiVersion": CORE, "kind": "ConfigMap", "metadata": metadata, "data": {}})
+        another = {"name": "another", "namespace": own}
+        await control_plane.apply({"apiVersion": CORE, "kind": "ConfigMap", "metadata": another, "data": {}})
         for namespace in (own, watched, other):
             await control_plane.pod("engine", namespace, ip="10.1.2.3", labels={})
         token = await control_plane.token(own, "owned-by", seconds=600)
@@ -238,3 +253,19 @@ async def test_it_may_do_this_and_nothing_else(program: Program) -> None:
         "watched": sorted(DISCOVERY_RULES, key=repr),
         "other": [],
     }
+
+
+async def test_with_admin_readonly_it_reads_its_routing_and_writes_nothing_but_events(reader: Program) -> None:
+    path = collection(CORE, f"configmaps/{ROUTING}", reader.own)
+    document = await reader.control_plane.request("GET", path)
+    codes = {
+        "get": await reader.code("GET", path),
+        "update": await reader.code("PUT", path, document),
+        "patch": await reader.code("PATCH", path, {}, MERGE_PATCH),
+    }
+    readable = {"verbs": READ, "apiGroups": [""], "resources": ["configmaps"], "resourceNames": [ROUTING]}
+    rules = [readable if rule.get("resourceNames") == [ROUTING] else rule for rule in OWN_RULES]
+
+    assert codes == {"get": 200, "update": 403, "patch": 403}
+    assert await reader.rules(reader.own) == sorted([*DISCOVERY_RULES, *rules], key=repr)
+    assert await reader.rules(reader.watched) == []

@@ -23,9 +23,9 @@ from extproc.policy.routing import Refused, Routing, parse_routing, put, remove,
 from extproc.policy.types import Pool
 from tests.heard import PATIENCE
 from tests.kubernetes.controlplane import ControlPlane
-from tests.kubernetes.manifests import load
 from tests.kubernetes.program import deployed, labels, pool
 from tests.kubernetes.resources import CORE, collection
+from tests.manifests import kustomize
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
 
@@ -123,9 +123,9 @@ class TestOne:
         )
 
     async def test_who_applies_the_manifests_again_leaves_the_entries(
-        self, control_plane: ControlPlane, namespace: str, kubeconfig: Path
+        self, control_plane: ControlPlane, namespace: str, kubeconfig: Path, tmp_path: Path
     ) -> None:
-        (document,) = (each for each in load("base", namespace=namespace) if each["kind"] == "ConfigMap")
+        document = kustomize.one(kustomize.deployed(tmp_path / "again", namespace=namespace), "ConfigMap", NAME)
         async with store_of(kubeconfig, namespace) as store:
             await store.change(put(route("m")))
         for _ in range(2):  # as `kubectl apply --server-side` does it
@@ -184,13 +184,10 @@ class TestRefused:
     """What the API server does not allow."""
 
     async def test_a_permission_that_is_missing_is_named(
-        self, control_plane: ControlPlane, namespace: str, kubeconfig: Path
+        self, control_plane: ControlPlane, namespace: str, kubeconfig: Path, tmp_path: Path
     ) -> None:
-        for document in load("base", namespace=namespace):
-            if document["kind"] == "Role":
-                for rule in document["rules"]:
-                    rule["verbs"] = [verb for verb in rule["verbs"] if verb != "update"]
-                await control_plane.apply(document)
+        documents = kustomize.deployed(tmp_path / "again", ["admin-readonly"], namespace=namespace)
+        await control_plane.apply(kustomize.one(documents, "Role", "owned-by"))
         async with store_of(kubeconfig, namespace) as store:
             update = await store.change(put(route("m")))
             await control_plane.request("DELETE", path_in(namespace))

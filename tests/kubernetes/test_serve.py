@@ -18,8 +18,8 @@ from tests.heard import PATIENCE
 from tests.kubernetes.conftest import fresh_namespace
 from tests.kubernetes.controlplane import ControlPlane
 from tests.kubernetes.crds import CRDS
-from tests.kubernetes.manifests import load
-from tests.kubernetes.program import ACCOUNT, Program, deployed, labels, policy, pool, running
+from tests.kubernetes.program import ACCOUNT, Program, deployed, in_namespace, labels, policy, pool, running
+from tests.manifests import kustomize
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
@@ -115,13 +115,15 @@ class TestPodsAndPools:
         assert found == {"a-rank-0@127.0.1.1:8000": True, "a-rank-1@127.0.1.1:8001": True}
 
     async def test_several_namespaces_have_pools_of_their_own(
-        self, control_plane: ControlPlane, namespace: str, kubeconfig: Path
+        self, control_plane: ControlPlane, namespace: str, kubeconfig: Path, tmp_path: Path
     ) -> None:
         await chat(control_plane, namespace)
         async with fresh_namespace(control_plane) as second:
-            component = load("components/several-namespaces", namespace=namespace, replaced={"models": second})
-            for document in component:
-                await control_plane.apply(document)
+            documents = kustomize.deployed(
+                tmp_path / "both", ["several-namespaces"], namespace=namespace, patches=in_namespace(second)
+            )
+            for kind in ("ClusterRole", "RoleBinding"):
+                await control_plane.apply(kustomize.one(documents, kind, "owned-by-discovery"))
             await control_plane.apply(pool("chat", second, 9000))
             await control_plane.pod("z", second, ip="127.0.1.9", labels=labels("vllm"))
             async with running(kubeconfig, "--namespaces", f"{namespace},{second}") as program:
@@ -130,11 +132,11 @@ class TestPodsAndPools:
         assert found == [{"a@127.0.1.1:8000": True}, {"z@127.0.1.9:9000": True}]
 
     async def test_all_namespaces_are_one_watch_a_resource(
-        self, control_plane: ControlPlane, namespace: str, kubeconfig: Path
+        self, control_plane: ControlPlane, namespace: str, kubeconfig: Path, tmp_path: Path
     ) -> None:
         await chat(control_plane, namespace)
-        component = load("components/several-namespaces", namespace=namespace)
-        role = next(one for one in component if one["kind"] == "ClusterRole")
+        documents = kustomize.deployed(tmp_path / "both", ["several-namespaces"], namespace=namespace)
+        role = kustomize.one(documents, "ClusterRole", "owned-by-discovery")
         binding = {
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRoleBinding",
@@ -293,10 +295,10 @@ class TestTrouble:
             await program.until(seen, {"a@127.0.1.1:8000": True, "b@127.0.1.2:8000": True})
 
     async def test_a_permission_that_is_removed_is_named_and_what_was_known_stays(
-        self, control_plane: ControlPlane, namespace: str, kubeconfig: Path
+        self, control_plane: ControlPlane, namespace: str, kubeconfig: Path, tmp_path: Path
     ) -> None:
         await chat(control_plane, namespace)
-        role = next(one for one in load("base", namespace=namespace) if one["kind"] == "Role")
+        role = kustomize.one(kustomize.deployed(tmp_path / "again", namespace=namespace), "Role", "owned-by")
         poorer = role | {"rules": [rule for rule in role["rules"] if "pods" not in rule["resources"]]}
         async with running(kubeconfig) as program:
             seen = partial(program.ready, f"{namespace}/chat")

@@ -28,10 +28,10 @@ def deployed(
 ) -> list[Json]:
     """The documents of `base` in a namespace, with components, as an operator's two layers have them.
 
-    `folder` is an empty one, where both layers are written; `patches` are those of the outer layer.
+    `folder` is an empty one or not there yet; both layers are written there; `patches` are those of the outer layer.
     """
     program = folder / "program"
-    program.mkdir()
+    program.mkdir(parents=True)
     _write(program, namespace=namespace, resources=[_from(program, "base")])
     listed = [_from(folder, f"components/{name}") for name in components]
     _write(folder, resources=["program"], components=listed, patches=list(patches))
