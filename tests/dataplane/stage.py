@@ -57,6 +57,7 @@ async def stage(
     members: Mapping[str, str],
     *,
     pools: Mapping[str, Collection[str]] | None = None,
+    namespace: str = "default",
     refusing: Collection[str] = (),
     hold: bool = True,
     rules: str = "",
@@ -65,8 +66,8 @@ async def stage(
 ) -> Stage:
     """Pods, a server with these rules that knows them, and a stand-in; up as long as the stack is.
 
-    `pools` are the pods of each pool, in the namespace `default`; without it all of them are `default/chat`. `program` is
-    an Envoy, None the installed one.
+    `pools` are the pods of each pool in the namespace; without it all of them are `chat`'s. `program` is an Envoy, None the
+    installed one.
     """
     pods = await stack.enter_async_context(Backend(members, refusing=refusing, hold=hold))
     entries = {
@@ -79,7 +80,7 @@ async def stage(
         for name in members
     }
     known = [
-        {"name": pool, "endpoints": [entries[name] for name in names]}
+        {"namespace": namespace, "name": pool, "endpoints": [entries[name] for name in names]}
         for pool, names in (pools or {"chat": tuple(members)}).items()
     ]
     (folder / "endpoints.yaml").write_bytes(msgspec.json.encode({"pools": known}))

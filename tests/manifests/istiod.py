@@ -66,7 +66,10 @@ def emitted(gateway: Gateway, documents: Sequence[Json]) -> Json:
     """
     pools = {name_of(pool): pool for pool in documents if pool["kind"] == "InferencePool"}
     routes = [
-        route for document in documents if document["kind"] == "HTTPRoute" for route in _routes(document, pools, gateway)
+        route
+        for document in documents
+        if document["kind"] == "HTTPRoute"
+        for route in _routes(document, pools, gateway)
     ]
     inference = any("typed_per_filter_config" in route for route in routes)
     manager = _typed(
@@ -236,7 +239,9 @@ def _cluster(name: str, service: Service) -> Json:
     }
     if service.h2c:
         options = _typed("upstreams.http.v3.HttpProtocolOptions", explicit_http_config={"http2_protocol_options": {}})
-        cluster["typed_extension_protocol_options"] = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}
+        cluster["typed_extension_protocol_options"] = {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
+        }
     return cluster
 
 
