@@ -111,14 +111,20 @@ async def test_a_rule_that_is_added_as_the_component_shows_is_steered(alive: Mes
     patched = {"target": {"kind": "EnvoyFilter", "name": "owned-by-routes"}, "patch": json.dumps(patch)}
     route = http_route(to_pool("/v1/chat"), to_pool("/v1"))
     envoy = await alive.gateway([*alive.rendered("istio-before", patches=[patched]), inference_pool(), route])
-    sent = [*chats(12), *(each for each in chats(12, sizes=(10,)))]
-    streams = await send_all(envoy.port, sent)
-    models = Request("GET", "/v1/models", (), None)
-    async with exchange(envoy.port, models) as answer:
+    tally = await send_all(envoy.port, chats(12))
+    async with exchange(envoy.port, Request("GET", "/v1/models", (), None)) as answer:
         listed = json.loads(await answer.rest())
 
-    assert streams == Tally(requests=24)
+    assert tally == Tally(requests=12)
     assert sorted(entry["owned_by"] for entry in listed["data"]) == ["sglang", "vllm"]
+
+
+async def test_an_owner_that_nobody_is_gets_our_answer(before: Envoy) -> None:
+    async with exchange(before.port, chat("tgi", "first key").request) as answer:
+        error = json.loads(await answer.rest())["error"]
+
+    assert (answer.status, answer.headers["x-owned-by-reason"]) == (404, "owner-not-found")
+    assert (error["code"], error["param"]) == ("owner_not_found", "owned_by")
 
 
 async def test_an_httproute_to_a_service_has_no_anchor_and_nothing_is_inserted(alive: Mesh) -> None:
