@@ -57,17 +57,17 @@ async def stage(
     members: Mapping[str, str],
     *,
     pools: Mapping[str, Collection[str]] | None = None,
-    namespace: str = "default",
     refusing: Collection[str] = (),
     hold: bool = True,
     rules: str = "",
     flags: Collection[str] = (),
     program: str | None = None,
+    namespace: str = "default",  # of the pools
 ) -> Stage:
     """Pods, a server with these rules that knows them, and a stand-in; up as long as the stack is.
 
-    `pools` are the pods of each pool in the namespace; without it all of them are `chat`'s. `program` is an Envoy, None the
-    installed one.
+    `pools` are the pods of each pool, in the namespace `default`; without it all of them are `default/chat`. `program` is
+    an Envoy, None the installed one.
     """
     pods = await stack.enter_async_context(Backend(members, refusing=refusing, hold=hold))
     entries = {

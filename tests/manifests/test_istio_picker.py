@@ -10,6 +10,8 @@ import pytest_asyncio
 
 from tests.dataplane.exchange import Request
 from tests.dataplane.scenarios import Tally, chat, chats, gets, send_all
+from tests.dataplane.wire import exchange as send_bytes
+from tests.dataplane.wire import post
 from tests.manifests.mesh import NAMESPACE, Mesh, asked, http_route, mesh, status, to_pool, to_service
 from tests.manifests.operators import program_arguments
 
@@ -54,9 +56,10 @@ async def test_without_a_picker_requests_are_refused(picking: Mesh, request_: Re
     assert await status(envoy, request_) == 500
 
 
-@pytest.mark.parametrize(("request_", "expected"), [(POSTED, 500), (GOT, 200)], ids=["POST", "GET"])
-async def test_with_fail_open_only_what_has_no_body_goes_on(picking: Mesh, request_: Request, expected: int) -> None:
+async def test_with_fail_open_only_what_has_no_body_goes_on(picking: Mesh) -> None:
+    """Head and body come in one piece: a body that is late may find the filter gone, and goes on."""
     documents = [*picking.rendered("istio-picker", "fail-open"), ROUTE]
     envoy = await picking.gateway(documents, server=picking.nobody, pool=POOL)
+    posted = await send_bytes(envoy.port, post("/v1/chat/completions", b"{}", "x-owned-by: vllm"))
 
-    assert await status(envoy, request_) == expected
+    assert (await status(envoy, GOT), posted.status) == (200, 500)
