@@ -119,6 +119,17 @@ async def test_a_rule_that_is_added_as_the_component_shows_is_steered(alive: Mes
     assert sorted(entry["owned_by"] for entry in listed["data"]) == ["sglang", "vllm"]
 
 
+async def test_strict_keeps_what_the_epp_picks(alive: Mesh) -> None:
+    envoy = await alive.gateway([*alive.rendered("istio-strict"), *ROUTED])
+    alive.stage.epp.seen.clear()
+    served = []
+    for owner in ("vllm", "sglang") * 8:
+        async with exchange(envoy.port, chat(owner, "first key").request) as answer:
+            served.append(alive.stage.pods.address(answer.headers["x-served-by"]))
+
+    assert served == [seen.pick for seen in alive.stage.epp.seen]
+
+
 async def test_an_owner_that_nobody_is_gets_our_answer(before: Envoy) -> None:
     async with exchange(before.port, chat("tgi", "first key").request) as answer:
         error = json.loads(await answer.rest())["error"]
