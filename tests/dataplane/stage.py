@@ -62,6 +62,7 @@ async def stage(
     rules: str = "",
     flags: Collection[str] = (),
     program: str | None = None,
+    namespace: str = "default",  # of the pools
 ) -> Stage:
     """Pods, a server with these rules that knows them, and a stand-in; up as long as the stack is.
 
@@ -79,7 +80,7 @@ async def stage(
         for name in members
     }
     known = [
-        {"name": pool, "endpoints": [entries[name] for name in names]}
+        {"namespace": namespace, "name": pool, "endpoints": [entries[name] for name in names]}
         for pool, names in (pools or {"chat": tuple(members)}).items()
     ]
     (folder / "endpoints.yaml").write_bytes(msgspec.json.encode({"pools": known}))

@@ -68,7 +68,8 @@ class Seen:
 class EndpointPicker:
     """An EPP for `pool` ("ip:port" of every pod) on a free port of 127.0.0.1, in the loop of its `async with`.
 
-    `destinations` is the picker's maxNumOfEndpoints, `headers` are what its plugins add to a request with a body (P/D).
+    `destinations` is the picker's maxNumOfEndpoints, `headers` are what its plugins add to a request with a body (P/D);
+    with `credentials` it speaks TLS, as the real one does by default.
     The attributes may be changed while it runs; `seen` has one entry for each stream, oldest first.
     """
 
@@ -79,6 +80,7 @@ class EndpointPicker:
         destinations: int = 1,
         headers: Mapping[str, str] | None = None,
         seed: int | None = None,
+        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         self.port = 0
         self.pool = pool
@@ -86,6 +88,7 @@ class EndpointPicker:
         self.headers = headers or {}
         self.seen: list[Seen] = []
         self.random = random.Random(seed)
+        self._credentials = credentials
         self._server: grpc.aio.Server | None = None
 
     async def __aenter__(self) -> Self:
@@ -97,7 +100,10 @@ class EndpointPicker:
         # Envoy's messages grow with its buffer limit, which a test may raise above gRPC's own 4 MiB.
         self._server = grpc.aio.server(options=(("grpc.max_receive_message_length", -1),))
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        if self._credentials is None:
+            self.port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            self.port = self._server.add_secure_port("127.0.0.1:0", self._credentials)
         await self._server.start()
         return self
 
