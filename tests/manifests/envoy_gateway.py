@@ -60,7 +60,9 @@ def translated(documents: list[Json], services: Mapping[str, Endpoints], *, gate
         clusters.append(cluster(called, members, per_connection_buffer_limit_bytes=BUFFER, **balancing))
         action = {"cluster": called, "upgrade_configs": [{"upgrade_type": "websocket"}], **_timeout(backend)}
         routes.append({"match": match, "route": action, "typed_per_filter_config": enabled})
-    limit = only(only(client, "targetRefs", "connection").get("connection", {}), "bufferLimit").get("bufferLimit", BUFFER)
+    limit = only(only(client, "targetRefs", "connection").get("connection", {}), "bufferLimit").get(
+        "bufferLimit", BUFFER
+    )
     return bootstrap(filters, routes, clusters, per_connection_buffer_limit_bytes=quantity(str(limit)))
 
 
@@ -109,7 +111,10 @@ def _balancing(said: Json) -> Json:
     plain = _balancer(word, "".join(part.title() for part in word.split("_")))
     if "endpointOverride" not in said:
         return {"load_balancing_policy": {"policies": [plain]}}
-    sources = [{"header": only(each, "header")["header"]} for each in only(said["endpointOverride"], "extractFrom")["extractFrom"]]
+    sources = [
+        {"header": only(each, "header")["header"]}
+        for each in only(said["endpointOverride"], "extractFrom")["extractFrom"]
+    ]
     override = _balancer(
         "override_host", "OverrideHost", override_host_sources=sources, fallback_policy={"policies": [plain]}
     )

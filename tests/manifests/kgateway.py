@@ -26,9 +26,7 @@ _MODES: Final = {
 """A mode's fields and what the CRD says where one is left out."""
 
 
-def translated(
-    documents: list[Json], services: Mapping[str, Endpoints], *, buffer_limit: int | None = None
-) -> Json:
+def translated(documents: list[Json], services: Mapping[str, Endpoints], *, buffer_limit: int | None = None) -> Json:
     """The Envoy of a Gateway to which the only HTTPRoute is attached.
 
     `services` are the endpoints of the Services that are named, by `name:port`; `buffer_limit` is the Gateway's own, in
@@ -46,7 +44,9 @@ def translated(
         backends = [f"{each['name']}:{each['port']}" for each in rule.get("backendRefs", [])]
         clusters |= {each: cluster(_cluster(namespace, each), services[each]) for each in backends}
         action = _forward(namespace, backends, rule) if backends else _answer(documents, rule)
-        routes.append({"match": match, **action, "typed_per_filter_config": {f"ext_proc/{namespace}/{name}": per_route}})
+        routes.append(
+            {"match": match, **action, "typed_per_filter_config": {f"ext_proc/{namespace}/{name}": per_route}}
+        )
     turn_off = {
         "name": "global_disable/ext_proc",
         "disabled": True,
@@ -107,9 +107,7 @@ def _composite(config: Json) -> Json:
     written = typed(
         "extensions.matching.common_inputs.network.v3.DynamicMetadataInput", filter=_OFF, path=[{"key": "disable"}]
     )
-    is_true = typed(
-        "extensions.matching.input_matchers.metadata.v3.Metadata", value={"bool_match": True}, invert=True
-    )
+    is_true = typed("extensions.matching.input_matchers.metadata.v3.Metadata", value={"bool_match": True}, invert=True)
     action = typed(
         "extensions.filters.http.composite.v3.ExecuteFilterAction",
         typed_config={"name": "envoy.filters.http.ext_proc", "typed_config": config},
@@ -137,7 +135,9 @@ def _forward(namespace: str, backends: list[str], rule: Json) -> Json:
     if len(backends) == 1:
         action["cluster"] = _cluster(namespace, backends[0])
     else:
-        action["weighted_clusters"] = {"clusters": [{"name": _cluster(namespace, each), "weight": 1} for each in backends]}
+        action["weighted_clusters"] = {
+            "clusters": [{"name": _cluster(namespace, each), "weight": 1} for each in backends]
+        }
     return {"route": action}
 
 

@@ -47,7 +47,9 @@ async def ask(port: int, request: Request) -> Arrived:
     said = answer.headers
     engine = said.get("x-served-by", "").partition("-")[0]
     seen = json.loads(said.get("x-seen", "{}"))
-    return Arrived(answer.status, engine, seen, said.get("x-body-sha256", ""), body if engine else json.loads(body or "null"))
+    return Arrived(
+        answer.status, engine, seen, said.get("x-body-sha256", ""), body if engine else json.loads(body or "null")
+    )
 
 
 def post(*headers: tuple[str, str], path: str = CHAT, **fields: object) -> Request:
