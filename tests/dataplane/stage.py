@@ -58,6 +58,7 @@ async def stage(
     *,
     pools: Mapping[str, Collection[str]] | None = None,
     refusing: Collection[str] = (),
+    unready: Collection[str] = (),
     hold: bool = True,
     rules: str = "",
     flags: Collection[str] = (),
@@ -67,7 +68,7 @@ async def stage(
     """Pods, a server with these rules that knows them, and a stand-in; up as long as the stack is.
 
     `pools` are the pods of each pool, in the namespace `default`; without it all of them are `default/chat`. `program` is
-    an Envoy, None the installed one.
+    an Envoy, None the installed one. The `unready` are known and not ready.
     """
     pods = await stack.enter_async_context(Backend(members, refusing=refusing, hold=hold))
     entries = {
@@ -76,6 +77,7 @@ async def stage(
             "address": pods.address(name),
             "labels": {"llm-d.ai/engine-type": name.partition("-")[0]},
             "models": [{"id": MODEL, "created": 7, "max_model_len": 4096}],
+            "ready": name not in unready,
         }
         for name in members
     }
