@@ -42,7 +42,6 @@ PORTS: Final = {
     8080: "the guide's port on the reader's machine",
     15000: "Istio, Envoy's admin interface in a gateway's pod",
     4318: "OTLP over HTTP",
-    54321: "Istio, the first port of a pool's Service",
 }
 
 FILES: Final = {
@@ -51,20 +50,16 @@ FILES: Final = {
 }
 
 WORDS: Final = {
-    "body-field-to-header": "llm-d payload processor",
     "disaggregatedset-rollout-screener": "llm-d-router",
     "header-label-affinity-scorer": "llm-d-router",
     "header-profile-handler": "llm-d-router",
     "label-selector-filter": "llm-d-router",
     "models-responder": "llm-d-router, main branch",
     "llm-d-router-standalone": "llm-d-router, a chart",
-    "llm-d-router-gateway": "llm-d-router, a chart",
-    "llm-d-inference-gateway-istio": "Istio, the Deployment of a Gateway",
     "exemplar-storage": "Prometheus, a feature",
     "llama-3.2": "an example of a name that does not do",
 }
 
 OBJECTS: Final = {
     ("Deployment", "llm-d-inference-gateway-istio"): "Istio, of the Gateway",
-    ("Secret", "hf-token"): "the reader makes it",
 }

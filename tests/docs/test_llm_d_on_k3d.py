@@ -22,6 +22,7 @@ from tests.docs.curl import Answer, Curl, commands, says, send
 from tests.docs.pages import ROOT
 from tests.docs.walkthrough import NAMESPACE, POOL, deployed
 from tests.fakes.epp import EndpointPicker
+from tests.heard import Heard
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
@@ -40,6 +41,15 @@ class Cluster:
     ports: dict[int, int]
     without: int
     epp: EndpointPicker
+    heard: Heard
+
+    async def send(self, curl: Curl) -> Answer:
+        """Send a command; what it stores is in force when this returns."""
+        self.heard.said.clear()
+        answer = await send(curl, self.ports)
+        if (curl.port, answer.status) in {(ADMIN, 201), (ADMIN, 204)}:
+            await self.heard.line(msg="loaded", source="routing")
+        return answer
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -58,9 +68,10 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         pool = {"namespace": NAMESPACE, "name": POOL, "endpoints": entries}
         (folder / "endpoints.yaml").write_bytes(msgspec.json.encode({"pools": [pool]}))
         (folder / "policy.yaml").write_text(HEAD)
+        heard = Heard()
         files = ("--endpoints-file", str(folder / "endpoints.yaml"), "--config-file", str(folder / "policy.yaml"))
         # The name is what `exchange` says; curl would say localhost.
-        server = await stack.enter_async_context(Server(*files, "--admin-hosts", "gateway"))
+        server = await stack.enter_async_context(Server(*files, "--admin-hosts", "gateway", on_line=heard))
         epp = await stack.enter_async_context(EndpointPicker([one.address for one in engines], seed=1))
         pods = tuple((one.host, one.port) for one in engines)
         envoys = []
@@ -70,7 +81,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
             )
             (folder / name).mkdir()
             envoys.append(await stack.enter_async_context(Envoy(bootstrap(plan), folder / name)))
-        yield Cluster({GATEWAY: envoys[0].port, ADMIN: server.admin_port}, envoys[1].port, epp)
+        yield Cluster({GATEWAY: envoys[0].port, ADMIN: server.admin_port}, envoys[1].port, epp, heard)
 
 
 def expected(curl: Curl) -> tuple[int, str]:
@@ -84,7 +95,7 @@ async def test_every_command_prints_what_is_shown(cluster: Cluster) -> None:
     """In the order of the page: what one of them stores is what a later one asks for."""
     wrong: list[tuple[str, Answer]] = []
     for curl in CURLS:
-        answer = await send(curl, cluster.ports)
+        answer = await cluster.send(curl)
         found = (answer.status, answer.headers.get("x-served-by", ""))
         if found != expected(curl) or not says(answer.text, curl.shown):
             wrong.append((curl.line, answer))
@@ -96,7 +107,7 @@ async def test_every_request_to_an_engine_came_by_the_picker_with_a_hint(cluster
     cluster.epp.seen.clear()
     asked = [curl for curl in CURLS if expected(curl)[1] and "stable" not in curl.line]  # who is forgotten by then
     for curl in asked:
-        await send(curl, cluster.ports)
+        await cluster.send(curl)
 
     assert [len(seen.hint or []) for seen in cluster.epp.seen] == [1] * len(asked)
 
