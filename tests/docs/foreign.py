@@ -20,7 +20,7 @@ FLAGS: Final = {
 VARIABLES: Final = {
     "ENABLE_GATEWAY_API_INFERENCE_EXTENSION": "istiod",
     "HF_TOKEN": "Hugging Face",
-    "NAMESPACE": "the seed's YAML; what a placeholder stands for",
+    "NAMESPACE": "the variable that others' YAML has",
     "ONCE": "our Makefile",
 }
 
