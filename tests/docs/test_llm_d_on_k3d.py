@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/guides/llm-d-on-k3d.md: its requests, sent as they stand there through a real Envoy, print what it says."""
+"""docs/guides/llm-d-on-k3d.md: its requests, sent as they stand there, print what it says.
+
+They go through a real Envoy, which is configured as istiod would by the guide's files and the overlay that it applies, to
+simulated engines of the guide's names, labels and models.
+"""
 
 import contextlib
-import hashlib
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,25 +16,24 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from extproc.demo.bootstrap import Plan, Route, bootstrap
+from extproc.demo.client import LOOPBACK
 from extproc.demo.engines import Engines, Simulated
 from extproc.demo.envoy import Envoy
 from extproc.demo.processes import Server
-from tests.builders import HEAD
 from tests.docs.curl import Answer, Curl, commands, says, send
 from tests.docs.pages import ROOT
-from tests.docs.walkthrough import NAMESPACE, POOL, deployed
+from tests.docs.walkthrough import NAMESPACE, POOL, deployed, of_kind
 from tests.fakes.epp import EndpointPicker
 from tests.heard import Heard
+from tests.manifests.istio import placed
+from tests.manifests.istiod import Gateway, Service
+from tests.manifests.kustomize import build, one
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 GUIDE = (ROOT / "docs" / "guides" / "llm-d-on-k3d.md").read_text()
 CURLS = list(commands(GUIDE))
 GATEWAY, ADMIN = 8080, 9091
-_DIGEST = hashlib.sha256(POOL.encode()).hexdigest()[:8]
-CLUSTER = f"outbound|54321||{POOL}-ip-{_DIGEST}.{NAMESPACE}.svc.cluster.local"
-"""What Istio calls the pool: so the server knows which one is meant, as there."""
 
 
 @dataclass
@@ -58,29 +60,38 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
     wanted = deployed()
     async with contextlib.AsyncExitStack() as stack:
         engines: list[Simulated] = []
-        for number, (one, _) in enumerate(wanted, 1):  # an address each and one port, as pods: the EPP goes by address
-            pod = replace(one, host=f"127.0.4.{number}", port=engines[0].port if engines else 0)
+        for number, (engine, _) in enumerate(
+            wanted, 1
+        ):  # an address each and one port, as pods: the EPP goes by address
+            pod = replace(engine, host=f"127.0.4.{number}", port=engines[0].port if engines else 0)
             engines += (await stack.enter_async_context(Engines([pod]))).endpoints
         entries = [
-            {"name": one.name, "address": one.address, "labels": labels}
-            for one, (_, labels) in zip(engines, wanted, strict=True)
+            {"name": pod.name, "address": pod.address, "labels": labels}
+            for pod, (_, labels) in zip(engines, wanted, strict=True)
         ]
         pool = {"namespace": NAMESPACE, "name": POOL, "endpoints": entries}
         (folder / "endpoints.yaml").write_bytes(msgspec.json.encode({"pools": [pool]}))
-        (folder / "policy.yaml").write_text(HEAD)
+        overlay = build(ROOT / "manifests" / "overlays" / "dev")
+        (folder / "policy.yaml").write_text(one(overlay, "ConfigMap", "owned-by")["data"]["policy.yaml"])
         heard = Heard()
         files = ("--endpoints-file", str(folder / "endpoints.yaml"), "--config-file", str(folder / "policy.yaml"))
         # The name is what `exchange` says; curl would say localhost.
         server = await stack.enter_async_context(Server(*files, "--admin-hosts", "gateway", on_line=heard))
-        epp = await stack.enter_async_context(EndpointPicker([one.address for one in engines], seed=1))
-        pods = tuple((one.host, one.port) for one in engines)
+        epp = await stack.enter_async_context(EndpointPicker([pod.address for pod in engines], seed=1))
+        around = Gateway(
+            services={
+                f"owned-by.{NAMESPACE}:9002": Service([(LOOPBACK, server.grpc_port)], h2c=True),
+                f"{POOL}-epp.{NAMESPACE}:9002": Service([(LOOPBACK, epp.port)], h2c=True),
+            },
+            pools={f"{POOL}.{NAMESPACE}": [(pod.host, pod.port) for pod in engines]},
+            namespace=NAMESPACE,
+        )
+        # The stand-in speaks no TLS, which is all that the guide's one DestinationRule is about.
+        applied = [*of_kind("InferencePool"), *of_kind("HTTPRoute")]
         envoys = []
-        for name, port in (("with", server.grpc_port), ("without", None)):
-            plan = Plan(
-                endpoints=pods, routes=(Route(CLUSTER, pods),), before_port=port, picker_port=epp.port, pool=None
-            )
+        for name, objects in (("with", [*overlay, *applied]), ("without", applied)):
             (folder / name).mkdir()
-            envoys.append(await stack.enter_async_context(Envoy(bootstrap(plan), folder / name)))
+            envoys.append(await stack.enter_async_context(Envoy(placed(around, objects), folder / name)))
         yield Cluster({GATEWAY: envoys[0].port, ADMIN: server.admin_port}, envoys[1].port, epp, heard)
 
 
