@@ -15,6 +15,7 @@ from extproc.policy.loading import parse_policy
 from extproc.policy.pick import Correction
 from extproc.policy.types import Pool, Reason
 from tests.compatibility import DOCUMENT, SCENARIOS, VERSIONS, table_of
+from tests.docs import foreign
 from tests.docs.pages import PAGES, ROOT, blocks
 
 ATTACHMENTS = (ROOT / "docs" / "attachments.md").read_text()
@@ -65,7 +66,7 @@ FLAGS = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "".join(HELP.values())))
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_flag_is_one_that_there_is(page: Path) -> None:
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())) <= FLAGS
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text())) <= FLAGS | foreign.FLAGS.keys()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
