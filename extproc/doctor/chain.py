@@ -59,8 +59,7 @@ def examine(dump: Dump) -> list[Finding]:
     found = list(_envoy(dump, concerned))
     found += _placed(dump, concerned)
     for each in concerned:
-        effective = list(_effective(each))
-        for where, processor, _ in effective:
+        for where, processor in _effective(each):
             found += filters.examine(processor, where)
             found += clusters.server(dump, processor, where)
         found += _failures(each)
@@ -108,17 +107,16 @@ def _envoy(dump: Dump, concerned: Iterable[_Concerned]) -> Iterator[Finding]:
 
 
 def _placed(dump: Dump, concerned: list[_Concerned]) -> Iterator[Finding]:
+    """Where everything stands; what is missing is told where it is missing, if anything says where that is."""
     ours = [processor for each in concerned for processor in each.ours]
-    header = bool(ours) and all(each.attachment is Attachment.HEADER for each in ours)
-    if not header and not any(each.epps for each in concerned):
-        picker = any(each.attachment is Attachment.PICKER for each in ours)
-        if not picker:
-            yield error(Check.ANCHOR, f"no listener has the EPP's filter, `{EPP_FILTER}`", fix=_NO_POOL)
-    picked = any(each.is_picked_by_us(route) for each in concerned for route in each.routes)
-    if not ours and not picked:
-        yield error(Check.FILTER, "no listener has a filter of ours", fix=_INSTALL)
-    if concerned and not header and not any(each.routes for each in concerned):
+    alone = {each.attachment for each in ours} & {Attachment.HEADER, Attachment.PICKER}
+    beside = any(each.beside for each in concerned)
+    if not any(each.epps for each in concerned) and not alone and not any(each.routes for each in concerned):
+        yield error(Check.ANCHOR, f"no listener has the EPP's filter, `{EPP_FILTER}`", fix=_NO_POOL)
+    elif (beside or not alone) and not any(each.routes for each in concerned):
         yield error(Check.ROUTES, "no route leads to a pool", fix=_NO_POOL)
+    if not concerned:
+        yield error(Check.FILTER, "no listener has a filter of ours", fix=_INSTALL)
     for each in concerned:
         yield from _filters(each)
         yield from _order(each)
@@ -127,11 +125,11 @@ def _placed(dump: Dump, concerned: list[_Concerned]) -> Iterator[Finding]:
 
 
 def _filters(each: _Concerned) -> Iterator[Finding]:
-    if each.beside and not each.epps and each.routes:
+    if not each.epps and each.routes and (each.beside or not each.ours):
         yield error(Check.ANCHOR, f"there is no EPP's filter, `{EPP_FILTER}`", each.where, _NO_POOL)
     here = [route for route in each.routes if not each.is_picked_by_us(route)]
-    if here and each.epps and not each.ours:
-        yield error(Check.FILTER, "it has the EPP's filter and none of ours", each.where, _INSTALL)
+    if here and not each.ours:
+        yield error(Check.FILTER, "none of its filters is ours", each.where, _INSTALL)
     for one in each.beside:
         if one.name == EPP_FILTER:
             what = f"`{one.attachment}` is called like the EPP's filter: a route's word for the EPP holds for it, too"
@@ -213,16 +211,17 @@ def _hint(each: _Concerned, route: Route) -> Iterator[Finding]:
             yield error(Check.HINT, what, f"{each.where}, filter `{epp.name}`", fix)
 
 
-def _effective(each: _Concerned) -> Iterator[tuple[str, Processor, Route | None]]:
-    """Our filters as they are on the routes that they are for, as they stand if they run on none; an EPP's place of ours."""
+def _effective(each: _Concerned) -> Iterator[tuple[str, Processor]]:
+    """Our filters as they are on the routes that they are for, or as they stand if they run on none."""
     for one in each.ours:
         here = each.chain.routes if one.attachment is Attachment.HEADER else each.routes
-        seen = [(route, on) for route in here if (on := one.on(route)) is not None]
         where = f"{each.where}, filter `{one.name}`"
+        mistaken = one.name == EPP_FILTER and one.attachment in _BESIDE  # what a route says is not meant for it
+        seen = [] if mistaken else [(route, on) for route in here if (on := one.on(route)) is not None]
         if not seen:
-            yield where, one, None
+            yield where, one
         for route, on in seen:
-            yield (where if on.config == one.config else f"{where}, {route.where}"), on, route
+            yield (where if on.config == one.config else f"{where}, {route.where}"), on
 
 
 def _failures(each: _Concerned) -> Iterator[Finding]:

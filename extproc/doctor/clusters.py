@@ -64,8 +64,8 @@ def destination(dump: Dump, route: Route, where: str, attachments: Collection[At
             continue
         if original_destination(cluster):
             if Attachment.AFTER in attachments or Attachment.PICKER in attachments:
-                what = f"the cluster `{name}` takes one address, and a list of ours is a 503"
-                yield error(Check.DESTINATION, what, where, "let the policy say `destinations: 1`")
+                what = f"the cluster `{name}` takes one address: a list of more is a 503"
+                yield warning(Check.DESTINATION, what, where, "let the policy say `destinations: 1`")
         elif not any(map(_obeys, items(override_host(cluster), "override_host_sources"))):
             what = f"the cluster `{name}` does not look at `{names.DESTINATION_NAMESPACE}`, `{names.DESTINATION}`"
             yield error(Check.DESTINATION, what, where, "let the route name an InferencePool, or add override_host")

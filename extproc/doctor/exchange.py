@@ -2,6 +2,8 @@
 """HTTP as the doctor speaks it: one request, one answer, bounded in time and size; what is secret is never shown."""
 
 import asyncio
+import os
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,8 +112,13 @@ class Site:
             reason = getattr(error.certificate_error, "verify_message", "")
             raise UnreachableError(f"its certificate is not trusted: {reason}") from error
         except aiohttp.ClientConnectorError as error:
-            raise UnreachableError(
-                f"cannot connect: {error.os_error.strerror or type(error.os_error).__name__}"
-            ) from error
+            raise UnreachableError(f"cannot connect: {_why(error.os_error)}") from error
         except (aiohttp.ClientError, ValueError) as error:
             raise UnreachableError(f"no HTTP answer: {type(error).__name__}") from error
+
+
+def _why(error: OSError) -> str:
+    """What the system says of it: its text has the address again, and a failed look-up has no number of the system's."""
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or type(error).__name__
+    return os.strerror(error.errno)

@@ -93,14 +93,17 @@ def _modes(processor: Processor, where: str) -> Iterator[Finding]:
         yield error(Check.MODES, "disable_immediate_response is on: our refusals become a 500", where, "take it off")
     if processor.attachment is Attachment.PICKER:
         return
+    quiet = True
     if mode.get("response_header_mode", "DEFAULT") != "SKIP":
+        quiet = False
         what = "response_header_mode is not SKIP: every answer passes us, too"
         yield warning(Check.MODES, what, where, "set it to SKIP")
     if mode.get("response_body_mode", "NONE") != "NONE":
+        quiet = False
         what = f"response_body_mode is {mode['response_body_mode']}: every answer would pass Python"
         yield error(Check.MODES, what, where, "set it to NONE")
     if body == "NONE":
-        yield from _override(processor, where)
+        yield from _override(processor, where, quiet=quiet)
     elif body == "BUFFERED":
         what = "request_body_mode is BUFFERED: a body longer than Envoy's buffer is a 413"
         yield warning(Check.MODES, what, where, "set it to NONE and allow_mode_override to true")
@@ -109,8 +112,8 @@ def _modes(processor: Processor, where: str) -> Iterator[Finding]:
         yield error(Check.MODES, what, where, "set it to NONE and allow_mode_override to true")
 
 
-def _override(processor: Processor, where: str) -> Iterator[Finding]:
-    """Whether Envoy would grant it if we ask for the body."""
+def _override(processor: Processor, where: str, *, quiet: bool) -> Iterator[Finding]:
+    """Whether Envoy would grant it if we ask for the body; `quiet`: the response's modes are what they must be."""
     config = processor.config
     if not config.get("allow_mode_override"):
         what = "allow_mode_override is not set: an owner or a model in the body is never seen"
@@ -123,7 +126,7 @@ def _override(processor: Processor, where: str) -> Iterator[Finding]:
     streams = processor.said.get(names.BODY) == BodyMode.STREAM
     wanted = _mode(processor.mode) | {"request_body_mode": _DUPLEX if streams else _PARTIAL}
     wanted |= {"request_trailer_mode": "SEND"} if streams else {}
-    if allowed and wanted not in [_mode(each) for each in allowed]:
+    if quiet and allowed and wanted not in [_mode(each) for each in allowed]:
         shown = ", ".join(f"{key}: {value}" for key, value in wanted.items() if value not in ("DEFAULT", "NONE"))
         what = "allowed_override_modes has no entry for what we ask for, and the body is never seen"
         yield error(Check.MODES, what, where, f"add {{{shown}}}")

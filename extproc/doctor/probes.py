@@ -36,8 +36,8 @@ _NOT_FOUND: Final = 404
 _TOO_LARGE: Final = 413
 _BROKEN: Final = 500
 _NOT_SEEN: Final = (
-    "our filter does not run on this route (see `filter` and `routes`), or our server knows no pool for it: then its log says "
-    "`not-a-pool` or `pool-unknown`"
+    "our filter does not run on this route (see `filter` and `routes`), or it fails open and our server is away, or the route "
+    "leads to no pool that we know (our log: `not-a-pool`, `pool-unknown`)"
 )
 
 
@@ -104,8 +104,7 @@ class Probes:
             self.findings.append(error(check, "our server does not know the pool of this route", fix=fix))
             return False
         if reason:
-            what = f"`{name}: {self._nobody}` is our {first.status} `{reason}`"
-            self.findings.append(ok(check, what.replace(self._nobody, "a-name-that-nobody-has")))
+            self.findings.append(ok(check, f"an owner that nobody has, in `{name}`, is our {first.status} `{reason}`"))
             return True
         if _reason(await self.post(headers=self.header(_UNREADABLE))):
             what = f"`{name}` reaches us; an owner that nobody has is passed through (whenUnknown: passthrough)"
