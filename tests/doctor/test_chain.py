@@ -736,7 +736,7 @@ async def test_a_healthy_chain_has_nothing_to_complain_of(plan: Plan, tmp_path: 
 
 
 def older(version: str) -> Path:
-    program = Path(sys.prefix) / "envoys" / version / "bin" / "envoy"
+    program = Path(sys.prefix) / "envoys" / version / "envoy" / "_bin" / "envoy"
     if not program.exists():
         pytest.skip(f"there is no Envoy {version}")
     return program
