@@ -72,8 +72,7 @@ class Processor:
 
     def namespaces(self, kind: str) -> tuple[str, ...]:
         """The untyped namespaces that it may see (`forwarding`) or write (`receiving`)."""
-        found = at(self.config, "metadata_options", f"{kind}_namespaces").get("untyped", [])
-        return tuple(map(str, found)) if isinstance(found, list) else ()
+        return words(at(self.config, "metadata_options", f"{kind}_namespaces"), "untyped")
 
     @cached_property
     def role(self) -> Role:
@@ -220,6 +219,12 @@ def items(value: Any, key: str) -> list[Json]:
     """The objects of the list at a key."""
     found = value.get(key) if isinstance(value, dict) else None
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def words(value: Any, key: str) -> tuple[str, ...]:
+    """The texts of the list at a key."""
+    found = value.get(key) if isinstance(value, dict) else None
+    return tuple(each for each in found if isinstance(each, str)) if isinstance(found, list) else ()
 
 
 def is_ours(name: str) -> bool:

@@ -2,6 +2,7 @@
 """HTTP as the doctor speaks it: one request, one answer, bounded in time and size; what is secret is never shown."""
 
 import asyncio
+import io
 import os
 import socket
 import ssl
@@ -94,10 +95,11 @@ class Site:
         assert self._session is not None
         fields = self._headers | dict(headers or {})
         url = yarl.URL(self.url + path, encoded=True)
+        sent = io.BytesIO(body) if body is not None else None  # aiohttp warns of large bytes
         try:
             async with (
                 asyncio.timeout(self._timeout),
-                self._session.request(method, url, headers=fields, data=body, allow_redirects=False) as response,
+                self._session.request(method, url, headers=fields, data=sent, allow_redirects=False) as response,
             ):
                 received = bytearray()
                 async for chunk in response.content.iter_chunked(_CHUNK):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from extproc.doctor.dump import Json, Processor, at, items
+from extproc.doctor.dump import Json, Processor, at, items, words
 from extproc.doctor.findings import Check, Finding, error, skipped, warning
 from extproc.envoy import names
 from extproc.envoy.binding import Attachment, BodyMode
@@ -205,7 +205,7 @@ def _mutable(rules: Json, name: str) -> bool:
 
 
 def _pool(processor: Processor, where: str) -> Iterator[Finding]:
-    attributes = processor.config.get("request_attributes", [])
+    attributes = words(processor.config, "request_attributes")
     if processor.attachment is Attachment.HEADER or names.POOL in processor.said or names.CLUSTER in attributes:
         return
     what = f"request_attributes lack `{names.CLUSTER}` and `{names.POOL}` is not said: with several pools we cannot tell which"

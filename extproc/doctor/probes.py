@@ -158,16 +158,16 @@ class Probes:
         )
 
     async def _models(self) -> None:
-        """Whose list it is: an engine does not look at owners, so that an unknown one gets the same list of it."""
-        unknown = await self._gateway.ask(MODELS, headers=self.header(self._nobody))
-        if not _reason(unknown) and _entries(unknown) != []:
+        """Whose list it is: lists look alike, but a model that nobody has is refused by us with a word of ours."""
+        unknown = await self._gateway.ask(f"{MODELS}/{self._nobody}")
+        if not _reason(unknown):
             if _reason(await self._gateway.ask(MODELS, headers=self.header(_UNREADABLE))):
                 what = "an engine answers it: our server does not know any endpoint's models yet"
                 fix = "look at its /statusz: are the endpoints there, and do they answer /v1/models?"
                 self.findings.append(warning(Check.MODELS, what, fix=fix))
             else:
-                what = f"status {unknown.status}, and not ours"
-                fix = "our filter must run on the route that GET /v1/models takes"
+                what = f"GET {MODELS} is not answered by us"
+                fix = "our filter must run on the route that it takes"
                 self.findings.append(error(Check.MODELS, what, fix=fix))
             return
         answer = await self._gateway.ask(MODELS)

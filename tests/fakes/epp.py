@@ -69,6 +69,7 @@ class EndpointPicker:
     """An EPP for `pool` ("ip:port" of every pod) on a free port of 127.0.0.1, in the loop of its `async with`.
 
     `destinations` is the picker's maxNumOfEndpoints, `headers` are what its plugins add to a request with a body (P/D).
+    With `ignores_hint` it picks among the pods that the hint does not name: at random, some would be right by chance.
     The attributes may be changed while it runs; `seen` has one entry for each stream, oldest first.
     """
 
@@ -84,6 +85,7 @@ class EndpointPicker:
         self.pool = pool
         self.destinations = destinations
         self.headers = headers or {}
+        self.ignores_hint = False
         self.seen: list[Seen] = []
         self.random = random.Random(seed)
         self._server: grpc.aio.Server | None = None
@@ -110,7 +112,7 @@ class EndpointPicker:
         if hint is None:
             return self.pool
         wanted = {member.rpartition(":")[0] or member for member in hint if isinstance(member, str)}
-        return [pod for pod in self.pool if pod.rpartition(":")[0].strip("[]") in wanted]
+        return [pod for pod in self.pool if (pod.rpartition(":")[0].strip("[]") in wanted) is not self.ignores_hint]
 
     async def _process(self, _requests: object, context: Context) -> None:
         stream = _Stream(self)
