@@ -82,10 +82,13 @@ class Probes:
         model: str = "",
     ) -> Answer:
         """A chat request for one token, with more fields at the end of its body. Raises UnreachableError."""
-        message = {"role": "user", "content": "ping"}
-        body = {"model": model or self._model, "max_tokens": 1, "messages": [message], **(more or {})}
         headers = {names.CONTENT_TYPE: names.JSON} | dict(headers or {})
-        return await self._gateway.ask(CHAT + query, method="POST", headers=headers, body=msgspec.json.encode(body))
+        return await self._gateway.ask(CHAT + query, method="POST", headers=headers, body=self._body(more, model))
+
+    def _body(self, more: Mapping[str, Any] | None = None, model: str = "") -> bytes:
+        message = {"role": "user", "content": "ping"}
+        fields = {"model": model or self._model, "max_tokens": 1, "messages": [message], **(more or {})}
+        return msgspec.json.encode(fields)
 
     def header(self, owner: str) -> dict[str, str]:
         """The header that names an owner, none if the policy reads none."""
@@ -103,10 +106,10 @@ class Probes:
             fix = f"what does `{names.POOL}` say, and does our server watch that namespace (--namespaces)?"
             self.findings.append(error(check, "our server does not know the pool of this route", fix=fix))
             return False
-        if reason:
+        if reason and not (reason == Reason.MODEL_NOT_FOUND and await self._passes()):
             self.findings.append(ok(check, f"an owner that nobody has, in `{name}`, is our {first.status} `{reason}`"))
             return True
-        if _reason(await self.post(headers=self.header(_UNREADABLE))):
+        if reason or _reason(await self.post(headers=self.header(_UNREADABLE))):
             what = f"`{name}` reaches us; an owner that nobody has is passed through (whenUnknown: passthrough)"
             self.findings.append(ok(check, what))
             return True
@@ -120,6 +123,13 @@ class Probes:
         for other in (Check.OWNER_QUERY, Check.OWNER_BODY, Check.BODY_LIMIT, Check.MODELS):
             self.findings.append(skipped(other, "no request reaches us"))
         return False
+
+    async def _passes(self) -> bool:
+        """Whether it was the model that we refused, and the owner would have passed; no engine is needed to find out."""
+        unknown, unreadable = [
+            await self._gateway.ask(MODELS, headers=self.header(owner)) for owner in (self._nobody, _UNREADABLE)
+        ]
+        return not _reason(unknown) and bool(_reason(unreadable))
 
     async def _by_query(self) -> None:
         if not self._sources.query:
@@ -148,7 +158,8 @@ class Probes:
         self.findings.append(ok(Check.OWNER_BODY, f"`{name}` in a JSON body reaches us"))
         seen = 0
         for size in SIZES:
-            answer = await self.post({"padding": "x" * (size - 256), name: _UNREADABLE})
+            padding = size - len(self._body({"padding": "", name: _UNREADABLE}))
+            answer = await self.post({"padding": "x" * padding, name: _UNREADABLE})
             if _reason(answer) != Reason.OWNER_MALFORMED:
                 self.findings.append(_limit(size, seen, answer))
                 return
