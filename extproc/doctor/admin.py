@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from extproc.doctor.dump import at
 from extproc.doctor.exchange import Site, UnreachableError
 from extproc.doctor.findings import Check, Finding, error, ok, skipped, warning
 from extproc.policy.candidates import engine, label_engine, models_of, probed_engine
@@ -66,7 +67,7 @@ def _duration(kind: type, value: object) -> object:
 
 def server(admin: Admin) -> list[Finding]:
     """How our server is, by its own word."""
-    waiting = [str(name) for name, well in dict(admin.status.get("components", {})).items() if not well]
+    waiting = [str(name) for name, well in at(admin.status, "components").items() if not well]
     if not admin.status.get("ready") or waiting:
         what = f"it is not ready: {', '.join(waiting) or 'it does not serve'}"
         return [error(Check.SERVER, what, fix="look at `sources` of its /statusz")]

@@ -113,6 +113,8 @@ def _placed(dump: Dump, concerned: list[_Concerned]) -> Iterator[Finding]:
     beside = any(each.beside for each in concerned)
     if not any(each.epps for each in concerned) and not alone and not any(each.routes for each in concerned):
         yield error(Check.ANCHOR, f"no listener has the EPP's filter, `{EPP_FILTER}`", fix=_NO_POOL)
+    elif not all(each.chain.complete for each in concerned):
+        yield skipped(Check.ROUTES, "the dump does not have all routes", "take a whole one, as /config_dump answers")
     elif (beside or not alone) and not any(each.routes for each in concerned):
         yield error(Check.ROUTES, "no route leads to a pool", fix=_NO_POOL)
     if not concerned:
@@ -256,11 +258,14 @@ def _buffer(each: _Concerned) -> Iterator[Finding]:
         for one in each.ours
         if one.attachment is not Attachment.PICKER
     )
-    limit = each.chain.buffer_limit
-    if asks and limit is not None and limit <= filters.FAR_TOO_SMALL:
-        what = f"Envoy holds {limit} bytes of a body: an owner that stands behind them is not seen"
-        fix = "raise per_connection_buffer_limit_bytes (Envoy Gateway: bufferLimit of a ClientTrafficPolicy)"
-        yield error(Check.BODY_LIMIT, what, each.where, fix)
+    fix = "raise per_connection_buffer_limit_bytes (Envoy Gateway: bufferLimit of a ClientTrafficPolicy)"
+    for route in each.routes if asks else ():
+        limit, where = route.buffer_limit, each.at(route)
+        if limit is None:
+            limit, where = each.chain.buffer_limit, each.where
+        if limit is not None and limit <= filters.FAR_TOO_SMALL:
+            what = f"Envoy holds {limit} bytes of a body: an owner that stands behind them is not seen"
+            yield error(Check.BODY_LIMIT, what, where, fix)
 
 
 def _well(concerned: list[_Concerned]) -> dict[Check, str]:

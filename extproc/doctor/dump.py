@@ -26,6 +26,8 @@ EPP_FILTER: Final = "envoy.filters.http.ext_proc"
 _MANAGER: Final = "HttpConnectionManager"
 _PROCESSOR: Final = "ext_proc.v3.ExternalProcessor"
 _OURS: Final = re.compile(r"(?:^|[^a-z0-9])owned[-_]by(?:[^a-z0-9]|$)")
+_BUFFER_LIMITS: Final = ("request_body_buffer_limit", "per_request_buffer_limit_bytes")
+"""Fields of a route or a virtual host that count for more than the listener's limit (facts/envoy.md 2.2)."""
 _DUPLEX: Final = "FULL_DUPLEX_STREAMED"
 
 
@@ -115,17 +117,25 @@ class Processor:
 
 @dataclass(frozen=True)
 class Route:
-    """A route that leads to clusters; `overrides` are what it says of filters by their names, the most specific last."""
+    """A route that leads to clusters.
+
+    `overrides` are what it says of filters by their names, the most specific last. `buffer_limit` is how many bytes of a
+    body it lets be held, None if the listener says that.
+    """
 
     where: str
     clusters: tuple[str, ...]
     overrides: Mapping[str, tuple[Json, ...]] = field(default_factory=dict)
     retries: int = 0
+    buffer_limit: int | None = None
 
 
 @dataclass(frozen=True)
 class Chain:
-    """An HTTP connection manager: its listener, the names of its filters in order, and its routes."""
+    """An HTTP connection manager: its listener, the names of its filters in order, and its routes.
+
+    `complete` says that the dump has its routes: they may come from somewhere that is not read.
+    """
 
     listener: str
     filters: tuple[str, ...]
@@ -133,6 +143,7 @@ class Chain:
     routes: tuple[Route, ...]
     manager: Json
     buffer_limit: int | None = None
+    complete: bool = True
 
     def all(self, role: Role) -> list[Processor]:
         """Its processors of a role, in order."""
@@ -276,14 +287,15 @@ def _chains(name: str, listener: Json, routes: Mapping[str, Json]) -> Iterator[C
             if not str(manager.get("@type", "")).endswith(_MANAGER):
                 continue
             filters = items(manager, "http_filters")
-            config = at(manager, "route_config") or routes.get(str(at(manager, "rds").get("route_config_name", "")), {})
+            config = at(manager, "route_config") or routes.get(str(at(manager, "rds").get("route_config_name", "")))
             yield Chain(
                 name,
                 tuple(str(one.get("name", "")) for one in filters),
                 tuple(_processors(filters)),
-                tuple(_routes(config)),
+                tuple(_routes(config or {})),
                 manager,
                 limit if isinstance(limit, int) else None,
+                config is not None,
             )
 
 
@@ -322,7 +334,11 @@ def _routes(config: Json) -> Iterator[Route]:
                     overrides[key] = (*overrides.get(key, ()), _override(value))
             retry = at(action, "retry_policy") or at(host, "retry_policy")
             retries = retry.get("num_retries", 1) if retry else 0
-            yield Route(where, tuple(clusters), overrides, retries if isinstance(retries, int) else 0)
+            held = [each.get(key) for each in (route, host) for key in _BUFFER_LIMITS]
+            limit = next(
+                (int(str(each)) for each in held if str(each).isdecimal()), None
+            )  # 64 bits are written as a text
+            yield Route(where, tuple(clusters), overrides, retries if isinstance(retries, int) else 0, limit)
 
 
 def _override(value: Any) -> Json:

@@ -94,9 +94,9 @@ class Site:
         """Send one request. Raises UnreachableError if nothing answers."""
         assert self._session is not None
         fields = self._headers | dict(headers or {})
-        url = yarl.URL(self.url + path, encoded=True)
         sent = io.BytesIO(body) if body is not None else None  # aiohttp warns of large bytes
         try:
+            url = yarl.URL(self.url + path, encoded=True)
             async with (
                 asyncio.timeout(self._timeout),
                 self._session.request(method, url, headers=fields, data=sent, allow_redirects=False) as response,

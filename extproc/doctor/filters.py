@@ -159,7 +159,7 @@ def _headers(processor: Processor, where: str) -> Iterator[Finding]:
     rules = at(processor.config, "mutation_rules")
     try:
         kept = [name for name in writes if not _mutable(rules, name)]
-    except re.error as problem:
+    except (re.error, OverflowError) as problem:
         yield skipped(Check.HEADERS, f"a regex of mutation_rules is not Python's, too ({problem})")
         return
     if kept:
@@ -190,12 +190,12 @@ def _matches(pattern: Json, name: str) -> bool:
             return tests[kind]
     try:
         return re.fullmatch(str(at(pattern, "safe_regex").get("regex", ".*")), name) is not None
-    except re.error:
+    except (re.error, OverflowError):
         return True
 
 
 def _mutable(rules: Json, name: str) -> bool:
-    """Whether HeaderMutationRules let a header be set and removed (facts/envoy.md 3). Raises re.error."""
+    """Whether HeaderMutationRules let a header be set and removed (facts/envoy.md 3). Raises re.error, OverflowError."""
     refused, allowed = (at(rules, key).get("regex") for key in ("disallow_expression", "allow_expression"))
     if refused is not None and re.fullmatch(str(refused), name):
         return False

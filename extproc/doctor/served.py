@@ -143,7 +143,8 @@ async def _counters(envoy: Site) -> dict[str, int]:
 
 def _value(stat: dict[str, Any]) -> int:
     """Its value if it counts requests: Envoy leaves noughts out, and writes 64 bits as a text."""
-    return int(stat.get("value", 0)) if stat.get("name") == _COUNTER else 0
+    value = str(stat.get("value", 0))
+    return int(value) if stat.get("name") == _COUNTER and value.isdecimal() else 0
 
 
 def _listed(statuses: Collection[int]) -> str:

@@ -704,6 +704,45 @@ async def test_a_fault_is_named_and_nothing_else(plan: Plan, fault: Fault, expec
     assert complaints(await found(ill(plan, fault), tmp_path)) == [expected]
 
 
+def skipped_unless_asked(document: Json) -> None:
+    """The filter behind a matcher: it runs for requests with the header."""
+    ours = one(document, "owned-by.before")
+    by = {
+        "name": "header",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
+            "header_name": "x-owned-by",
+        },
+    }
+    skip = {
+        "name": "skip",
+        "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.common.matcher.action.v3.SkipFilter"},
+    }
+    there = {"single_predicate": {"input": by, "value_match": {"safe_regex": {"google_re2": {}, "regex": ".+"}}}}
+    absent = {"predicate": {"not_matcher": there}, "on_match": {"action": skip}}
+    ours["typed_config"] = {
+        "@type": "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+        "extension_config": {"name": "owned-by.before", "typed_config": ours["typed_config"]},
+        "xds_matcher": {"matcher_list": {"matchers": [absent]}},
+    }
+
+
+async def test_a_filter_behind_a_matcher_is_read_and_what_is_lost_is_said(tmp_path: Path) -> None:
+    what = "`owned-by.before` is skipped for some requests by a matcher: what they name in the body is not seen"
+
+    assert complaints(await found(ill(BEFORE, skipped_unless_asked), tmp_path)) == [
+        f"warning  routes        {AT}: {what}"
+    ]
+
+
+def wide_route(document: Json) -> None:
+    route(document)["request_body_buffer_limit"] = 1 << 20
+
+
+async def test_a_route_may_have_a_larger_buffer_than_its_listener(tmp_path: Path) -> None:
+    assert complaints(await found(ill(replace(BEFORE, buffer_limit=32_768), wide_route), tmp_path)) == []
+
+
 async def test_a_route_to_a_service_leaves_neither_anchor_nor_filter(tmp_path: Path) -> None:
     anchor, ours = complaints(await found(ill(BEFORE, service_route), tmp_path))
 

@@ -215,12 +215,14 @@ class TestGateways:
         assert "do-not-show-this" not in output
 
     async def test_the_headers_are_for_the_gateway_and_for_nobody_else(self) -> None:
+        hosts: dict[str, str] = {}
         seen: dict[str, set[str]] = {"gateway": set(), "envoy": set(), "admin": set()}
 
         @contextlib.asynccontextmanager
         async def place(name: str) -> AsyncIterator[str]:
             async def answer(request: Request) -> Response:
                 seen[name].add(request.headers.get("authorization", "none"))
+                hosts[name] = request.headers["host"]
                 return PlainTextResponse("no", 404)
 
             routes = [Route("/{path:path}", answer, methods=["GET", "POST"])]
@@ -229,9 +231,10 @@ class TestGateways:
 
         async with place("gateway") as gateway, place("envoy") as envoy, place("admin") as admin:
             arguments = ("--gateway", gateway, "--envoy", envoy, "--admin", admin)
-            await doctor(*arguments, "-H", f"Authorization: {SECRET}")
+            await doctor(*arguments, "-H", f"Authorization: {SECRET}", "-H", "Host: models.example")
 
         assert seen == {"gateway": {SECRET}, "envoy": {"none"}, "admin": {"none"}}
+        assert hosts["gateway"] == "models.example"
 
     async def test_https_is_trusted_as_it_is_told(self, tmp_path: Path) -> None:
         files = Credentials.write(tmp_path)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extproc.doctor.chain import examine
-from extproc.doctor.dump import DumpError, parse
+from extproc.doctor.dump import DumpError, Processor, Role, parse
 from extproc.doctor.findings import Check
 
 LISTENERS = {"@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump"}
@@ -133,3 +133,65 @@ def test_whatever_a_chain_says_is_read_or_left_out(
     text = dump(LISTENERS | {"static_listeners": [{"listener": listener}]}, CLUSTERS)
 
     assert {each.check for each in examine(parse(text))} >= {Check.ENVOY, Check.DESTINATION}
+
+
+NAMES = {
+    # gateways' own names (facts/gateways.md 1.2, 4, 5, 7)
+    "Istio's EPP": ("envoy.filters.http.ext_proc", "dummy", ["envoy.lb"], None, Role.EPP),
+    "ours on Istio": ("owned-by.before", "outbound|9002||owned-by.a.svc.cluster.local", [], "before", Role.OURS),
+    "ours on kgateway": ("ext_proc/a/owned-by", "kube_a_owned-by_9002", [], None, Role.OURS),
+    "ours on Envoy Gateway": (
+        "envoy.filters.http.ext_proc/envoyextensionpolicy/a/owned-by/extproc/0",
+        "envoyextensionpolicy/a/owned-by/extproc/0",
+        ["envoy.lb.subset_hint", "envoy.lb"],
+        None,
+        Role.OURS,
+    ),
+    "the EPP on Envoy Gateway, in our policy": (
+        "envoy.filters.http.ext_proc/envoyextensionpolicy/a/owned-by/extproc/1",
+        "envoyextensionpolicy/a/owned-by/extproc/1",
+        ["envoy.lb"],
+        None,
+        Role.EPP,
+    ),
+    "Envoy AI Gateway's EPP": ("envoy.filters.http.ext_proc/endpointpicker/p_a_ext_proc", "x", [], None, Role.EPP),
+    "the payload processor": (
+        "envoy.filters.http.ext_proc.bbr",
+        "outbound|9004||bbr.a.svc.cluster.local",
+        [],
+        None,
+        Role.OTHER,
+    ),
+    "one of the same name that says it is ours": ("envoy.filters.http.ext_proc", "x", [], "before", Role.OURS),
+}
+
+
+@pytest.mark.parametrize(("name", "cluster", "receiving", "attachment", "role"), NAMES.values(), ids=NAMES)
+def test_whose_a_processor_is(
+    name: str, cluster: str, receiving: list[str], attachment: str | None, role: Role
+) -> None:
+    said = [{"key": "x-owned-by-attachment", "value": attachment}] if attachment else []
+    config = {
+        "grpc_service": {"envoy_grpc": {"cluster_name": cluster}, "initial_metadata": said},
+        "metadata_options": {"receiving_namespaces": {"untyped": receiving}},
+        "processing_mode": {"request_body_mode": "FULL_DUPLEX_STREAMED"},
+    }
+
+    assert Processor(name, 0, config).role is role
+
+
+def test_a_chain_whose_routes_come_from_elsewhere_is_not_said_to_have_none() -> None:
+    manager = {
+        "@type": "x.HttpConnectionManager",
+        "http_filters": [
+            {"name": name, "typed_config": {"@type": "x.ext_proc.v3.ExternalProcessor"}}
+            for name in ("owned-by.before", "envoy.filters.http.ext_proc")
+        ],
+        "scoped_routes": {"name": "elsewhere"},
+    }
+    listener = {"name": "a", "filter_chains": [{"filters": [{"typed_config": manager}]}]}
+    findings = examine(parse(dump(LISTENERS | {"static_listeners": [{"listener": listener}]})))
+
+    assert [each.line for each in findings if each.check is Check.ROUTES] == [
+        "skipped  routes        not checked: the dump does not have all routes; take a whole one, as /config_dump answers"
+    ]
