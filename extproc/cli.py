@@ -227,7 +227,7 @@ def explain_command(**given: Any) -> None:
 def doctor(**given: Any) -> None:
     """Say which link between a client and the right engine is broken: exit 1 if one is, else 0.
 
-    Some thirty requests go through the gateway. Most name an owner that nobody has or that cannot be read, so that they
+    Some twenty requests go through the gateway. Most name an owner that nobody has or that cannot be read, so that they
     are refused before an engine sees them; bodies grow to 2 MiB. Where it is to be seen who serves, up to eight models and
     owners get four requests each, for one token (max_tokens: 1). With --envoy, --config-dump or --admin it is looked at
     what is configured, too; nothing is changed anywhere.

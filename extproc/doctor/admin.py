@@ -20,8 +20,11 @@ _OK: Final = 200
 class Admin:
     """What our server's admin port says: its policy and its endpoints."""
 
-    def __init__(self, policy: PolicyConfig, endpoints: list[Endpoint], status: Mapping[str, Any]) -> None:
-        """As `read` has read them."""
+    def __init__(
+        self, policy: PolicyConfig, endpoints: list[Endpoint], status: Mapping[str, Any], default_pool: str = ""
+    ) -> None:
+        """As `read` has read them; `default_pool` is the one that a filter means which names none, "" if there is none."""
+        self.default_pool = default_pool
         self.policy = policy
         self.endpoints = endpoints
         self.status = status
@@ -37,13 +40,16 @@ class Admin:
 
 async def read(site: Site) -> Admin:
     """Ask our server's admin port. Raises UnreachableError, with a text to be shown, if it does not say it."""
-    config, listed, status = [(await _page(site, path)) for path in ("/configz", "/endpointz", "/statusz")]
+    pages = ("/configz", "/endpointz", "/statusz", "/flagz")
+    config, listed, status, flags = [await _page(site, path) for path in pages]
     try:
         policy = msgspec.convert(config["policy"], PolicyConfig, dec_hook=_duration)
         pools = msgspec.convert(listed["pools"], dict[str, list[Endpoint]])
     except (msgspec.ValidationError, KeyError, TypeError) as problem:
         raise UnreachableError("it is not the admin port of this version") from problem
-    return Admin(policy, [each for members in pools.values() for each in members], status)
+    named = str(flags.get("--pool-name") or "")
+    default = named or (next(iter(pools)) if len(pools) == 1 else "")
+    return Admin(policy, [each for members in pools.values() for each in members], status, default)
 
 
 async def _page(site: Site, path: str) -> dict[str, Any]:

@@ -59,8 +59,9 @@ def examine(dump: Dump) -> list[Finding]:
     found = list(_envoy(dump, concerned))
     found += _placed(dump, concerned)
     for each in concerned:
+        guarded = any(clusters.reads_metadata(dump, route) for route in each.routes)
         for where, processor in _effective(each):
-            found += filters.examine(processor, where)
+            found += filters.examine(processor, where, guarded=guarded)
             found += clusters.server(dump, processor, where)
         found += _failures(each)
         found += _buffer(each)

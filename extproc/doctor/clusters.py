@@ -71,6 +71,15 @@ def destination(dump: Dump, route: Route, where: str, attachments: Collection[At
             yield error(Check.DESTINATION, what, where, "let the route name an InferencePool, or add override_host")
 
 
+def reads_metadata(dump: Dump, route: Route) -> bool:
+    """Whether a cluster of a route takes its destination from metadata, as the guard is written."""
+    found = [(dump.clusters or {}).get(name, {}) for name in route.clusters]
+    sources = [source for each in found for source in items(override_host(each), "override_host_sources")]
+    return any("metadata" in each for each in sources) or any(
+        "metadata_key" in original_destination(each) for each in found
+    )
+
+
 def _obeys(source: Json) -> bool:
     """Whether a source of `override_host` is the destination, in metadata or as a header."""
     metadata = at(source, "metadata")

@@ -164,6 +164,11 @@ class Dump:
     members: Mapping[str, int]
     refused: tuple[tuple[str, str], ...]
 
+    @property
+    def is_conditional(self) -> bool:
+        """Whether a matcher lets some requests go past a filter of ours."""
+        return any(each.conditional for chain in self.chains for each in chain.all(Role.OURS))
+
     def is_pool(self, chain: Chain, route: Route) -> bool:
         """Whether a route leads to a pool: by the cluster's name or its balancing, or since it says who the EPP is."""
         return any(map(self._pool, route.clusters)) or any(
@@ -303,9 +308,26 @@ def _processors(filters: list[Json]) -> Iterator[Processor]:
     for position, each in enumerate(filters):
         config, conditional = _typed(each), False
         if str(config.get("@type", "")).endswith("ExtensionWithMatcher"):
-            config, conditional = _typed(at(config, "extension_config")), True
+            inner = _typed(at(config, "extension_config"))
+            # kgateway turns processors off by a matcher of its own; any other lets some requests go past the filter.
+            conditional = not str(inner.get("@type", "")).endswith("Composite")
+            config = inner if conditional else _inside(config)
         if str(config.get("@type", "")).endswith(_PROCESSOR):
             yield Processor(str(each.get("name", "")), position, config, each.get("disabled") is True, conditional)
+
+
+def _inside(value: Any) -> Json:
+    """The first processor that stands anywhere in a matcher's actions, empty if there is none."""
+    todo = [value]
+    while todo:
+        match todo.pop():
+            case dict(found):
+                if str(found.get("@type", "")).endswith(_PROCESSOR):
+                    return found
+                todo += found.values()
+            case list(found):
+                todo += found
+    return {}
 
 
 def _typed(extension: Json) -> Json:

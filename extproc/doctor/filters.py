@@ -22,9 +22,12 @@ _ANSWERS: Final = (names.CONTENT_TYPE, names.RETRY_AFTER, names.REASON)
 """The headers of our own answers, for which the mutation rules hold, too (facts/envoy.md 3)."""
 
 
-def examine(processor: Processor, where: str) -> Iterator[Finding]:
-    """What is wrong with a filter of ours as it is on a route, or as it stands."""
-    yield from _metadata(processor, where)
+def examine(processor: Processor, where: str, *, guarded: bool) -> Iterator[Finding]:
+    """What is wrong with a filter of ours as it is on a route, or as it stands.
+
+    `guarded` is whether the guard can work: some pool's cluster looks for its destination in metadata.
+    """
+    yield from _metadata(processor, where, guarded=guarded)
     yield from _modes(processor, where)
     yield from _headers(processor, where)
     yield from _pool(processor, where)
@@ -37,16 +40,15 @@ def seconds(value: Any) -> float | None:
     return float(found[1]) if found else None
 
 
-def _metadata(processor: Processor, where: str) -> Iterator[Finding]:
+def _metadata(processor: Processor, where: str, *, guarded: bool) -> Iterator[Finding]:
     lb, hint, own = names.DESTINATION_NAMESPACE, names.SUBSET_NAMESPACE, names.NAMESPACE
     writes, sees = processor.namespaces("receiving"), processor.namespaces("forwarding")
     match processor.attachment:
         case Attachment.BEFORE:
             if hint not in writes:
                 yield _unwritten(where, hint, "our list of endpoints is dropped")
-            yield from _less(
-                where, writes, {lb: "the guard is dropped", own: "access logs and `after` do not see our decision"}
-            )
+            needed = {own: "access logs and `after` do not see our decision"}
+            yield from _less(where, writes, needed | ({lb: "the guard is dropped"} if guarded else {}))
         case Attachment.AFTER:
             if lb not in writes:
                 yield _unwritten(where, lb, "the pick that we correct is dropped")

@@ -35,6 +35,7 @@ _CREDENTIALS: Final = (401, 403, 407)
 _NOT_FOUND: Final = 404
 _TOO_LARGE: Final = 413
 _BROKEN: Final = 500
+_LET_PAST: Final = "that is so where a matcher lets requests past us (component only-when-asked)"
 _NOT_SEEN: Final = (
     "our filter does not run on this route (see `filter` and `routes`), or it fails open and our server is away, or the route "
     "leads to no pool that we know (our log: `not-a-pool`, `pool-unknown`)"
@@ -44,12 +45,14 @@ _NOT_SEEN: Final = (
 class Probes:
     """The requests of one visit, and what came of them.
 
-    `policy` says by which names an owner is read; `model` is the one that is asked for, "" for one that nobody has.
+    `policy` says by which names an owner is read; `model` is the one that is asked for, "" for one that nobody has;
+    `conditional` says that by its configuration our filter runs only for some requests.
     `findings` grows while it runs; `listed` are the models and owners that we list, None while that is not known.
     """
 
-    def __init__(self, gateway: Site, policy: PolicyConfig, model: str = "") -> None:
+    def __init__(self, gateway: Site, policy: PolicyConfig, model: str = "", *, conditional: bool = False) -> None:
         """Nothing is sent yet."""
+        self._conditional = conditional
         self.findings: list[Finding] = []
         self.listed: list[tuple[str, str]] | None = None
         self._gateway = gateway
@@ -150,9 +153,11 @@ class Probes:
         name = self._sources.body[0]
         if not await self._is_seen(lambda owner: self.post({name: owner})):
             what = f"`{name}` in a JSON body does not reach us"
-            self.findings.append(
-                error(Check.OWNER_BODY, what, fix="see `modes`: we must be allowed to ask for the body")
-            )
+            if self._conditional:
+                self.findings.append(warning(Check.OWNER_BODY, what, fix=_LET_PAST))
+            else:
+                fix = "see `modes`: we must be allowed to ask for the body"
+                self.findings.append(error(Check.OWNER_BODY, what, fix=fix))
             self.findings.append(skipped(Check.BODY_LIMIT, "no body reaches us"))
             return
         self.findings.append(ok(Check.OWNER_BODY, f"`{name}` in a JSON body reaches us"))
@@ -170,18 +175,24 @@ class Probes:
 
     async def _models(self) -> None:
         """Whose list it is: lists look alike, but a model that nobody has is refused by us with a word of ours."""
-        unknown = await self._gateway.ask(f"{MODELS}/{self._nobody}")
-        if not _reason(unknown):
-            if _reason(await self._gateway.ask(MODELS, headers=self.header(_UNREADABLE))):
+        unknown = f"{MODELS}/{self._nobody}"
+        headers: dict[str, str] = {}
+        if not _reason(await self._gateway.ask(unknown)):
+            headers = self.header("*")
+            if _reason(await self._gateway.ask(unknown, headers=headers)):
+                what = "the list is ours only where a request names an owner"
+                self.findings.append(warning(Check.MODELS, what, fix=_LET_PAST))
+            elif _reason(await self._gateway.ask(MODELS, headers=self.header(_UNREADABLE))):
                 what = "an engine answers it: our server does not know any endpoint's models yet"
                 fix = "look at its /statusz: are the endpoints there, and do they answer /v1/models?"
                 self.findings.append(warning(Check.MODELS, what, fix=fix))
+                return
             else:
                 what = f"GET {MODELS} is not answered by us"
                 fix = "our filter must run on the route that it takes"
                 self.findings.append(error(Check.MODELS, what, fix=fix))
-            return
-        answer = await self._gateway.ask(MODELS)
+                return
+        answer = await self._gateway.ask(MODELS, headers=headers)
         self.listed = _entries(answer)
         if self.listed is None:
             what = f"status {answer.status}, and no list ({_reason(answer) or 'not ours'})"

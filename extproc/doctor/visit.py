@@ -10,11 +10,9 @@ from extproc.doctor import served
 from extproc.doctor.chain import examine
 from extproc.doctor.dump import DumpError, parse
 from extproc.doctor.exchange import Site, Trust, UnreachableError
-from extproc.doctor.findings import Check, Finding, Severity, error, in_order, skipped
+from extproc.doctor.findings import Check, Finding, Severity, error, in_order, ok, skipped
 from extproc.doctor.probes import Probes
 from extproc.policy.config import default_policy
-
-_DUMP = "give --config-dump or --envoy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,7 @@ async def visit(patient: Patient) -> list[Finding]:
         token = {"authorization": f"Bearer {patient.token}"} if patient.token else {}
         admin_site = await site(patient.admin, token) if patient.admin else None
 
-        findings = await _dump(patient.dump, envoy)
+        findings, conditional = await _dump(patient.dump, envoy)
         admin = None
         if admin_site is not None:
             try:
@@ -60,7 +58,10 @@ async def visit(patient: Patient) -> list[Finding]:
                 findings += admins.server(admin)
             except UnreachableError as problem:
                 findings.append(error(Check.SERVER, f"its admin port: {problem}", fix="check --admin"))
-        probes = Probes(gateway, admin.policy if admin else default_policy(), patient.model)
+        if admin is not None and admin.default_pool:
+            findings = _pooled(findings, admin.default_pool)
+        policy = admin.policy if admin else default_policy()
+        probes = Probes(gateway, policy, patient.model, conditional=conditional)
         await probes.run()
         findings += probes.findings
         findings.append(await _served(probes, envoy, admin, _forwarded(findings)))
@@ -68,16 +69,30 @@ async def visit(patient: Patient) -> list[Finding]:
         return in_order(findings)
 
 
-async def _dump(given: bytes | None, envoy: Site | None) -> list[Finding]:
-    if given is not None:
-        return examine(parse(given))
-    if envoy is None:
-        return [skipped(Check.FILTER, "the chain itself is not known without a dump of Envoy's configuration", _DUMP)]
+async def _dump(given: bytes | None, envoy: Site | None) -> tuple[list[Finding], bool]:
+    """What the dump shows, and whether our filter runs only for some requests."""
+    if given is None and envoy is None:
+        why = "the chain itself is not known without a dump of Envoy's configuration"
+        return [skipped(Check.FILTER, why, "give --config-dump or --envoy")], False
     try:
-        answer = await envoy.ask("/config_dump?include_eds")
-        return examine(parse(answer.body))
+        if given is None:
+            assert envoy is not None
+            dump = parse((await envoy.ask("/config_dump?include_eds")).body)
+        else:
+            dump = parse(given)
     except (UnreachableError, DumpError) as problem:
-        return [error(Check.ENVOY, f"its admin port: {problem}", fix="check --envoy")]
+        if given is not None:
+            raise
+        return [error(Check.ENVOY, f"its admin port: {problem}", fix="check --envoy")], False
+    return examine(dump), dump.is_conditional
+
+
+def _pooled(findings: list[Finding], pool: str) -> list[Finding]:
+    """What is said of the pool gives way where our server has one for filters that name none."""
+    kept = [each for each in findings if each.check is not Check.POOL or each.severity is Severity.OK]
+    if len(kept) == len(findings):
+        return findings
+    return [*kept, ok(Check.POOL, f"filters that do not say their pool mean `{pool}`")]
 
 
 def _forwarded(findings: list[Finding]) -> bool | None:

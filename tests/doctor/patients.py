@@ -76,3 +76,26 @@ def ill(plan: Plan, fault: Fault) -> Json:
     document = json.loads(json.dumps(bootstrap(plan)))
     fault(document)
     return document
+
+
+def skipped_unless_asked(document: Json) -> None:
+    """The filter behind a matcher: it runs for requests with the header."""
+    ours = one(document, "owned-by.before")
+    by = {
+        "name": "header",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
+            "header_name": "x-owned-by",
+        },
+    }
+    skip = {
+        "name": "skip",
+        "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.common.matcher.action.v3.SkipFilter"},
+    }
+    there = {"single_predicate": {"input": by, "value_match": {"safe_regex": {"google_re2": {}, "regex": ".+"}}}}
+    absent = {"predicate": {"not_matcher": there}, "on_match": {"action": skip}}
+    ours["typed_config"] = {
+        "@type": "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher",
+        "extension_config": {"name": "owned-by.before", "typed_config": ours["typed_config"]},
+        "xds_matcher": {"matcher_list": {"matchers": [absent]}},
+    }

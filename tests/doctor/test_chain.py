@@ -27,6 +27,7 @@ from tests.doctor.patients import (
     manager,
     one,
     route,
+    skipped_unless_asked,
 )
 
 pytestmark = pytest.mark.slow
@@ -702,29 +703,6 @@ FAULTS: dict[str, tuple[Plan, Fault, str]] = {
 @pytest.mark.parametrize(("plan", "fault", "expected"), FAULTS.values(), ids=FAULTS)
 async def test_a_fault_is_named_and_nothing_else(plan: Plan, fault: Fault, expected: str, tmp_path: Path) -> None:
     assert complaints(await found(ill(plan, fault), tmp_path)) == [expected]
-
-
-def skipped_unless_asked(document: Json) -> None:
-    """The filter behind a matcher: it runs for requests with the header."""
-    ours = one(document, "owned-by.before")
-    by = {
-        "name": "header",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput",
-            "header_name": "x-owned-by",
-        },
-    }
-    skip = {
-        "name": "skip",
-        "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.common.matcher.action.v3.SkipFilter"},
-    }
-    there = {"single_predicate": {"input": by, "value_match": {"safe_regex": {"google_re2": {}, "regex": ".+"}}}}
-    absent = {"predicate": {"not_matcher": there}, "on_match": {"action": skip}}
-    ours["typed_config"] = {
-        "@type": "type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher",
-        "extension_config": {"name": "owned-by.before", "typed_config": ours["typed_config"]},
-        "xds_matcher": {"matcher_list": {"matchers": [absent]}},
-    }
 
 
 async def test_a_filter_behind_a_matcher_is_read_and_what_is_lost_is_said(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from extproc.doctor.chain import examine
 from extproc.doctor.dump import DumpError, Processor, Role, parse
 from extproc.doctor.findings import Check
+from extproc.envoy.binding import Attachment
 
 LISTENERS = {"@type": "type.googleapis.com/envoy.admin.v3.ListenersConfigDump"}
 ROUTES = {"@type": "type.googleapis.com/envoy.admin.v3.RoutesConfigDump"}
@@ -195,3 +196,25 @@ def test_a_chain_whose_routes_come_from_elsewhere_is_not_said_to_have_none() -> 
     assert [each.line for each in findings if each.check is Check.ROUTES] == [
         "skipped  routes        not checked: the dump does not have all routes; take a whole one, as /config_dump answers"
     ]
+
+
+def test_a_processor_inside_a_composite_filter_is_found() -> None:
+    """As kgateway has it: another filter can turn it off by metadata."""
+    processor = {"@type": "x.ext_proc.v3.ExternalProcessor", "grpc_service": {"envoy_grpc": {"cluster_name": "c"}}}
+    action = {
+        "@type": "x.ExecuteFilterAction",
+        "typed_config": {"name": "envoy.filters.http.ext_proc", "typed_config": processor},
+    }
+    wrapped = {
+        "@type": "x.ExtensionWithMatcher",
+        "extension_config": {"name": "composite_ext_proc", "typed_config": {"@type": "x.composite.v3.Composite"}},
+        "xds_matcher": {"matcher_list": {"matchers": [{"on_match": {"action": {"typed_config": action}}}]}},
+    }
+    filters = [{"name": "ext_proc/a/owned-by", "disabled": True, "typed_config": wrapped}]
+    manager = {"@type": "x.HttpConnectionManager", "http_filters": filters}
+    listener = {"name": "a", "default_filter_chain": {"filters": [{"typed_config": manager}]}}
+    read = parse(dump(LISTENERS | {"static_listeners": [{"listener": listener}]}))
+    (found,) = read.chains[0].processors
+
+    assert (found.cluster, found.role, found.attachment) == ("c", Role.OURS, Attachment.HEADER)
+    assert (found.disabled, found.conditional, read.is_conditional) == (True, False, False)
