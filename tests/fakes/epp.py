@@ -69,7 +69,6 @@ class EndpointPicker:
     """An EPP for `pool` ("ip:port" of every pod) on a free port of 127.0.0.1, in the loop of its `async with`.
 
     `destinations` is the picker's maxNumOfEndpoints, `headers` are what its plugins add to a request with a body (P/D).
-    With `ignores_hint` it picks among the pods that the hint does not name: at random, some would be right by chance.
     The attributes may be changed while it runs; `seen` has one entry for each stream, oldest first.
     """
 
@@ -86,6 +85,7 @@ class EndpointPicker:
         self.destinations = destinations
         self.headers = headers or {}
         self.ignores_hint = False
+        """It picks among the pods that the hint does not name: of all, some would be right by chance."""
         self.seen: list[Seen] = []
         self.random = random.Random(seed)
         self._server: grpc.aio.Server | None = None
