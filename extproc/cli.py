@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: `owned-by serve | validate | explain | health | demo`. Exit 0 ok, 1 a problem found, 2 usage."""
+"""The command line: `owned-by serve | validate | explain | doctor | health | demo`. Exit 0 ok, 1 a problem found, 2 usage."""
 
 import asyncio
 import sys
@@ -15,6 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from extproc import __version__
 from extproc.app import App
 from extproc.discovery.file import parse_endpoints
+from extproc.doctor.dump import DumpError
+from extproc.doctor.exchange import Trust
+from extproc.doctor.findings import as_json, is_broken, text
+from extproc.doctor.visit import Patient, visit
 from extproc.envoy.binding import Attachment, Binding, BodyMode
 from extproc.envoy.explain import Explanation, HttpRequest, explain
 from extproc.envoy.names import SERVICE
@@ -22,12 +26,14 @@ from extproc.flags import (
     LAST_PORT,
     ConfigMapType,
     DurationType,
+    HeaderType,
     HostsType,
     LabelsType,
     NamespacesType,
     PoolType,
     PortsType,
     PortType,
+    UrlType,
     flag,
     refuse_contradictions,
 )
@@ -36,7 +42,7 @@ from extproc.policy.document import DocumentError
 from extproc.policy.loading import parse_policy
 from extproc.policy.problems import oddities, problems, schema
 from extproc.policy.types import Snapshot
-from extproc.settings import Settings
+from extproc.settings import Settings, read_token
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _ATTACHMENTS = [attachment.value for attachment in Attachment]
@@ -209,6 +215,55 @@ def explain_command(**given: Any) -> None:
     binding = Binding(Attachment(given["attachment"]), given["pool"], body=mode)
     found = explain(request, binding, snapshot, policy)
     click.echo(found.to_json() if given["as_json"] else _words(found), nl=False)
+
+
+@main.command()
+@click.option("--gateway", type=UrlType(), required=True, help="Where clients send their requests.")
+@click.option(
+    "--config-dump", type=click.Path(allow_dash=True), help="What Envoy's /config_dump answers: a file, - for stdin."
+)
+@click.option("--envoy", type=UrlType(), help="Envoy's admin interface: asked for its dump, and for who served.")
+@click.option("--admin", type=UrlType(), help="Our server's admin port: asked for its policy and endpoints.")
+@flag("--admin-token-file", type=_FILE, help="The bearer token that it needs.")
+@click.option("-H", "--header", "headers", type=HeaderType(), multiple=True, help="For the gateway; may be repeated.")
+@click.option("--model", default="", help="A model that may be asked for; else one that nobody has.")
+@click.option("--timeout", type=DurationType(), default="10s", show_default=True, help="How long an answer may take.")
+@click.option("--ca-file", type=_FILE, help="Whom to trust with https; else the system's authorities.")
+@click.option("--insecure-skip-verify", is_flag=True, help="With https, trust everybody.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def doctor(**given: Any) -> None:
+    """Say which link between a client and the right engine is broken: exit 1 if one is, else 0.
+
+    Some twenty requests go through the gateway. Most name an owner that nobody has or that cannot be read, so that they
+    are refused before an engine sees them; bodies grow to 2 MiB. Where it is to be seen who serves, up to eight models and
+    owners get four requests each, for one token (max_tokens: 1). With --envoy, --config-dump or --admin it is looked at
+    what is configured, too; nothing is changed anywhere.
+    """
+    try:
+        dump = None
+        if given["config_dump"] is not None:
+            with click.open_file(given["config_dump"], "rb") as file:
+                dump = file.read()
+        token = read_token(given["admin_token_file"]) if given["admin_token_file"] else ""
+        patient = Patient(
+            gateway=given["gateway"],
+            dump=dump,
+            envoy=given["envoy"] or "",
+            admin=given["admin"] or "",
+            headers=dict(given["headers"]),
+            token=token,
+            model=given["model"],
+            trust=Trust(given["ca_file"], given["insecure_skip_verify"]),
+            timeout=given["timeout"],
+        )
+        found = asyncio.run(visit(patient))
+    except DumpError as error:
+        raise click.UsageError(f"--config-dump {given['config_dump']}: {error}") from error
+    except (OSError, ValueError) as error:
+        file_name = getattr(error, "filename", None) or given["ca_file"] or given["admin_token_file"]
+        raise click.UsageError(f"{file_name}: {getattr(error, 'strerror', None) or error}") from error
+    click.echo(as_json(found) if given["as_json"] else text(found), nl=False)
+    sys.exit(1 if is_broken(found) else 0)
 
 
 @main.command()

@@ -5,6 +5,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -19,6 +20,7 @@ LAST_PORT: Final = 65535
 _LEAST_REFRESH: Final = 0.05
 _NAMESPACE: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _LABEL_KEY: Final = re.compile(r"([a-z0-9.-]+/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
@@ -112,6 +114,48 @@ class HostsType(click.ParamType[Any]):
         if not all(_NAME.fullmatch(word) or _is_ipv6(word) for word in words):
             self.fail(f"`{value}` is not a list of host names and addresses, which have no port", param, ctx)
         return tuple(dict.fromkeys(words))
+
+
+class UrlType(click.ParamType[Any]):
+    """The address of a server that speaks HTTP."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """`http://gateway:8080/`, as it is without the slash at its end."""
+        try:
+            parts = urlsplit(str(value))
+            port = parts.port
+        except ValueError as error:
+            self.fail(f"`{value}` is not a URL: {error}", param, ctx)
+        if parts.username is not None or parts.password is not None:
+            self.fail("a URL must not hold credentials: give them with -H", param, ctx)
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            self.fail(f"`{value}` is not a URL such as http://127.0.0.1:8080", param, ctx)
+        if parts.query or parts.fragment:
+            self.fail(f"`{value}` has a query: give the URL without it", param, ctx)
+        return str(value).rstrip("/")
+
+
+class HeaderType(click.ParamType[Any]):
+    """A header of a request."""
+
+    name = "'K: V'"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """`X-Owned-By: sglang` -> its name in lower case, and its value; what is wrong is said without the value."""
+        if isinstance(value, tuple):
+            return value
+        name, colon, text = str(value).partition(":")
+        if not colon or not _HEADER_NAME.fullmatch(name.strip()):
+            self.fail(
+                f"`{name.strip() if colon else '...'}` is not the name of a header: write it as 'name: value'",
+                param,
+                ctx,
+            )
+        if any(character in text for character in "\r\n\0"):
+            self.fail(f"the value of `{name.strip()}` has a line end in it", param, ctx)
+        return name.strip().lower(), text.strip()
 
 
 class ConfigMapType(click.ParamType[Any]):

@@ -86,6 +86,8 @@ class EndpointPicker:
         self.pool = pool
         self.destinations = destinations
         self.headers = headers or {}
+        self.ignores_hint = False
+        """It picks among the pods that the hint does not name: of all, some would be right by chance."""
         self.seen: list[Seen] = []
         self.random = random.Random(seed)
         self._credentials = credentials
@@ -116,7 +118,7 @@ class EndpointPicker:
         if hint is None:
             return self.pool
         wanted = {member.rpartition(":")[0] or member for member in hint if isinstance(member, str)}
-        return [pod for pod in self.pool if pod.rpartition(":")[0].strip("[]") in wanted]
+        return [pod for pod in self.pool if (pod.rpartition(":")[0].strip("[]") in wanted) is not self.ignores_hint]
 
     async def _process(self, _requests: object, context: Context) -> None:
         stream = _Stream(self)
