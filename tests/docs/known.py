@@ -17,6 +17,7 @@ from extproc import __version__
 from extproc.cli import main
 from extproc.demo import bootstrap
 from extproc.discovery.objects import ACTIVE_PORTS
+from extproc.doctor.findings import Check
 from extproc.envoy import names
 from extproc.envoy.binding import Attachment
 from extproc.observability.metrics import Metrics
@@ -94,6 +95,7 @@ def _of_program(found: Known) -> None:
     }  # details of Envoy's access log
     filters = (bootstrap.HEADER_FILTER, bootstrap.BEFORE_FILTER, bootstrap.PICKER_FILTER, bootstrap.AFTER_FILTER)
     found.words |= {*filters, *(each.value for each in Attachment), *(each.value for each in Reason)}
+    found.words |= {each.value for each in Check}
     found.words |= {*main.commands, tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]["name"]}
 
 
