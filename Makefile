@@ -35,7 +35,7 @@ demo: setup ## engines, Envoy and the server on loopback; ONCE=1 runs the reques
 test: setup $(BIN)/kubectl ## the fast tests, real Envoy among them
 	$(BIN)/pytest -m "not slow"
 
-test-all: setup $(BIN)/kubectl ## every test; those at a real API server need KUBEBUILDER_ASSETS
+test-all: setup $(BIN)/kubectl $(ENVOYS:%=.venv/envoys/%) ## every test; those at a real API server need KUBEBUILDER_ASSETS
 	$(BIN)/pytest
 
 test-envoys: setup $(ENVOYS:%=.venv/envoys/%) ## the chains on every Envoy in use; writes docs/compatibility.md

@@ -33,9 +33,8 @@ from tests.dataplane.scenarios import (
     streamed,
 )
 from tests.dataplane.stage import Stage, hosts, stage
+from tests.envoys import VERSIONS, program_of
 
-VERSIONS = {"1.36.4": "1.28", "1.37.0": "1.29", "1.38.3": "1.30", "1.40.0": "1.31"}
-"""The Envoys, and the Istios that each stands for (design section 6)."""
 DOCUMENT = Path(__file__).parents[1] / "docs" / "compatibility.md"
 DEAD = ("vllm-9", "sglang-9")
 MANY, FEW = 1_000, 40
@@ -224,7 +223,7 @@ async def main(folder: Path) -> int:
     columns = []
     wrong = 0
     for number, version in enumerate(VERSIONS):
-        column = await observe(folder / version / "envoy" / "_bin" / "envoy")
+        column = await observe(program_of(folder, version))
         for scenario, found in zip(SCENARIOS, column, strict=True):
             if _cell(found) != scenario.expected[number]:
                 wrong += 1

@@ -14,9 +14,10 @@ from extproc.observability.metrics import Metrics
 from extproc.policy.loading import parse_policy
 from extproc.policy.pick import Correction
 from extproc.policy.types import Pool, Reason
-from tests.compatibility import DOCUMENT, SCENARIOS, VERSIONS, table_of
+from tests.compatibility import DOCUMENT, SCENARIOS, table_of
 from tests.docs import foreign
 from tests.docs.pages import PAGES, ROOT, blocks
+from tests.envoys import VERSIONS
 
 ATTACHMENTS = (ROOT / "docs" / "attachments.md").read_text()
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each fault of a chain in a real Envoy's dump, and the one finding that it must come to."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from tests.doctor.patients import (
     route,
     skipped_unless_asked,
 )
+from tests.envoys import program
 
 pytestmark = pytest.mark.slow
 
@@ -752,22 +752,17 @@ async def test_a_healthy_chain_has_nothing_to_complain_of(plan: Plan, tmp_path: 
     assert {each.severity for each in findings} == {Severity.OK}
 
 
-def older(version: str) -> Path:
-    program = Path(sys.prefix) / "envoys" / version / "envoy" / "_bin" / "envoy"
-    if not program.exists():
-        pytest.skip(f"there is no Envoy {version}")
-    return program
-
-
+@pytest.mark.slow
 async def test_an_old_envoy_must_not_have_after(tmp_path: Path) -> None:
-    said = complaints(await found(ill(STRICT, nothing), tmp_path, older("1.37.0")))
+    said = complaints(await found(ill(STRICT, nothing), tmp_path, program("1.37.0")))
 
     what = "Envoy 1.37.0 may cut bodies where two processors follow each other"
     assert said == [line("error", "envoy", AFTER, what, "use `before` alone, or an Envoy of 1.38 or newer")]
 
 
+@pytest.mark.slow
 async def test_an_old_envoy_does_not_grant_bodies_as_a_stream(tmp_path: Path) -> None:
-    said = complaints(await found(ill(replace(BEFORE, bodies=Bodies.STREAM), nothing), tmp_path, older("1.38.3")))
+    said = complaints(await found(ill(replace(BEFORE, bodies=Bodies.STREAM), nothing), tmp_path, program("1.38.3")))
 
     what = "Envoy 1.38.3 does not grant what `x-owned-by-body: stream` asks for"
     assert said == [line("error", "envoy", OURS, what, "leave `x-owned-by-body` out")]

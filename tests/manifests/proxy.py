@@ -2,7 +2,6 @@
 """What the Envoys of kgateway and of Envoy Gateway have in common, and how an object is read whose every field counts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -13,8 +12,6 @@ from extproc.demo.client import LOOPBACK
 Json = dict[str, Any]
 Endpoints = Sequence[tuple[str, int]]
 
-ENVOYS: Final = sorted((Path(__file__).parents[2] / ".venv" / "envoys").glob("*/bin/envoy"))
-"""Those that `make test-envoys` has installed."""
 _UNITS: Final = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 
 

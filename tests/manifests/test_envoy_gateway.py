@@ -18,10 +18,11 @@ from extproc.demo.envoy import Envoy, validate
 from tests.dataplane.exchange import Exchange, Request, exchange
 from tests.dataplane.scenarios import CHAT, JSON, Tally, chat, chats, send_all
 from tests.dataplane.stage import Stage, hosts, stage
+from tests.envoys import VERSIONS, program
 from tests.fakes.epp import Seen
 from tests.manifests.envoy_gateway import BUFFER, translated
 from tests.manifests.kustomize import ROOT, deployed
-from tests.manifests.proxy import ENVOYS, Endpoints, Json, patch, settings
+from tests.manifests.proxy import Endpoints, Json, patch, settings
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
@@ -107,11 +108,11 @@ async def test_the_program_is_told_its_pool_which_this_gateway_cannot_say(tmp_pa
     assert container["args"] == ["serve", "--config-map=owned-by", "--pool-name=multi-model-pool"]
 
 
-@pytest.mark.parametrize("program", ENVOYS, ids=lambda path: path.parts[-3])
-async def test_each_envoy_takes_it_and_routes_by_it(program: Path, pods: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_each_envoy_takes_it_and_routes_by_it(version: str, pods: Stage, tmp_path: Path) -> None:
     document = envoy_of(rendered(tmp_path / "it", PATIENT), pods, pods.server.grpc_port)
-    await validate(program, document, tmp_path)
-    async with Envoy(document, tmp_path, program) as envoy:
+    await validate(program(version), document, tmp_path)
+    async with Envoy(document, tmp_path, program(version)) as envoy:
         assert await send_all(envoy.port, chats(60)) == Tally(requests=60)
 
 

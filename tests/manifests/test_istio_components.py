@@ -13,14 +13,13 @@ from extproc.demo.bootstrap import Plan, bootstrap
 from extproc.demo.envoy import validate
 from extproc.envoy import names
 from extproc.policy.config import default_policy
+from tests.envoys import VERSIONS, program
 from tests.manifests.istio import placed
 from tests.manifests.istiod import EPP, Gateway, Service, http_filters, manager_of, routes_of
 from tests.manifests.kustomize import ROOT, deployed, one
 from tests.manifests.mesh import NAMESPACE, ROUTED, http_route, to_pool
 from tests.manifests.operators import applied, program_arguments
 
-ENVOYS: Final = sorted((Path(__file__).parents[2] / ".venv" / "envoys").glob("*/bin/envoy")) or [None]
-"""Those in use, else the installed one (None)."""
 SETS: Final = [
     ("istio-before",),
     ("istio-before", "fail-open"),
@@ -252,11 +251,9 @@ class TestOnlyWhenAsked:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("components", SETS, ids="+".join)
-@pytest.mark.parametrize("program", ENVOYS, ids=lambda path: path.parts[-3] if path else "installed")
-async def test_envoy_takes_what_istio_makes_of_it(
-    tmp_path: Path, program: Path | None, components: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_envoy_takes_what_istio_makes_of_it(tmp_path: Path, version: str, components: tuple[str, ...]) -> None:
     config = placed(around(), [*deployed(tmp_path, components), *routed(components)])
 
     assert manager_of(config)["http_filters"]
-    await validate(program, config, tmp_path)
+    await validate(program(version), config, tmp_path)

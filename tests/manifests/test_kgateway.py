@@ -18,9 +18,10 @@ from tests.builders import SPOOFABLE
 from tests.dataplane.exchange import Request, exchange
 from tests.dataplane.scenarios import CHAT, JSON, Tally, chat, chats, send_all
 from tests.dataplane.stage import Stage, stage
+from tests.envoys import VERSIONS, program
 from tests.manifests.kgateway import translated
 from tests.manifests.kustomize import deployed
-from tests.manifests.proxy import ENVOYS, Endpoints, Json, patch, settings
+from tests.manifests.proxy import Endpoints, Json, patch, settings
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
@@ -105,11 +106,11 @@ async def test_the_program_sits_as_header_and_finds_pods_without_inference_pools
     ]
 
 
-@pytest.mark.parametrize("program", ENVOYS, ids=lambda path: path.parts[-3])
-async def test_each_envoy_takes_it_and_routes_by_it(program: Path, pods: Stage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_each_envoy_takes_it_and_routes_by_it(version: str, pods: Stage, tmp_path: Path) -> None:
     document = translated(rendered(tmp_path / "it", PATIENT), services(pods, pods.server.grpc_port))
-    await validate(program, document, tmp_path)
-    async with Envoy(document, tmp_path, program) as envoy:
+    await validate(program(version), document, tmp_path)
+    async with Envoy(document, tmp_path, program(version)) as envoy:
         assert await send_all(envoy.port, chats(60)) == Tally(requests=60)
 
 

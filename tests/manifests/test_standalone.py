@@ -26,9 +26,10 @@ from tests.builders import SPOOFABLE
 from tests.dataplane.exchange import Exchange, Request, exchange
 from tests.dataplane.scenarios import CHAT, JSON, Tally, chat, chats, send_all
 from tests.dataplane.stage import Stage, hosts, stage
+from tests.envoys import VERSIONS, program
 from tests.fakes import epp
 from tests.manifests.kustomize import ROOT, deployed, one
-from tests.manifests.proxy import ENVOYS, Json, address, settings
+from tests.manifests.proxy import Json, address, settings
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
@@ -196,13 +197,13 @@ async def test_no_field_is_newer_than_the_charts_envoy(configuration: Json) -> N
     assert "status_on_error" not in json.dumps(configuration)
 
 
-@pytest.mark.parametrize("program", ENVOYS, ids=lambda path: path.parts[-3])
+@pytest.mark.parametrize("version", VERSIONS)
 async def test_each_envoy_takes_it_and_routes_by_it(
-    program: Path, pods: Stage, configuration: Json, tmp_path: Path
+    version: str, pods: Stage, configuration: Json, tmp_path: Path
 ) -> None:
-    await validate(program, configuration, tmp_path)
+    await validate(program(version), configuration, tmp_path)
     document = placed(configuration, ours=pods.server.grpc_port, picker=pods.epp.port)
-    async with Envoy(document, tmp_path, program) as envoy:
+    async with Envoy(document, tmp_path, program(version)) as envoy:
         assert await send_all(envoy.port, chats(60)) == Tally(requests=60)
 
 
