@@ -65,6 +65,7 @@ def licence_of(distribution: Distribution) -> str:
     metadata = distribution.metadata
     who = f"{metadata['Name']} {distribution.version}"
     said = metadata["License-Expression"] or metadata["License"] or " AND ".join(_classified(metadata))
+    said = said.strip()
     if not said:
         raise LicenceError(f"{who}: its metadata names no licence")
     try:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ ROOT: Final = Path(__file__).parents[1]
 WHEELS: Final = Path(os.environ.get("OWNED_BY_WHEELS", ROOT / ".venv" / "wheels"))
 """What pip may install, as `make wheels` fetches it: a folder for each machine, and `here` for the Python that runs this."""
 
+Base = Callable[[Path], None]
 Hidden = Callable[[Path], bool]
 
 
@@ -69,19 +71,20 @@ class Image:
         return str(self.below(word)) if word.startswith("/") else word
 
 
-def build(folder: Path, *, python: Path, wheels: Path, context: Path = ROOT, args: Mapping[str, str] = {}) -> Image:
-    """The last stage of `context`'s Dockerfile, made below `folder`. Raises DockerfileError, BaseError.
+def build(folder: Path, *, base: Base, wheels: Path, context: Path = ROOT, args: Mapping[str, str] = {}) -> Image:
+    """The last stage of `context`'s Dockerfile, made below `folder`. Raises DockerfileError, and what `base` raises.
 
-    `python` stands in for the base's, `wheels` is a folder with all that pip may install, `args` are build arguments.
+    `base` makes the stand-in for the base, `wheels` is a folder with all that pip may install, `args` are build arguments.
     """
-    image = Image(folder / "image", {})
-    made: dict[str, Path] = {}
+    root = folder / "image"
+    stages: dict[str, Path] = {}
+    image = Image(root, dict(ENV))
     for stage in parse((context / "Dockerfile").read_text()):
-        if made:
-            image.root.rename(made[next(reversed(made))])
-        made[stage.name] = folder / f"stage-{stage.name}"
-        copy_base(python, image.root)
-        image = _Builder(Image(image.root, dict(ENV)), context, made, wheels, args).run(stage)
+        if stages:
+            root.rename(next(reversed(stages.values())))
+        base(root)
+        image = _Builder(Image(root, dict(ENV)), context, stages, wheels, args).run(stage)
+        stages[stage.name] = folder / f"stage-{stage.name}"
     return image
 
 
@@ -97,7 +100,8 @@ def made(args: Mapping[str, str] = {}) -> Iterator[Image]:
         raise WheelsError(f"{wheels} is not there: `make wheels` fetches what is in it")
     with tempfile.TemporaryDirectory(prefix="owned-by-image-") as name:
         Path(name).chmod(0o755)
-        yield build(Path(name), python=python or Path(sys.executable), wheels=wheels, args=args)
+        base = partial(copy_base, python or Path(sys.executable))
+        yield build(Path(name), base=base, wheels=wheels, args=args)
 
 
 @dataclass
