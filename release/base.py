@@ -74,11 +74,10 @@ def copy_base(python: Path, root: Path) -> None:
     for alias in ("python3", "python"):
         (programs / alias).symlink_to(name)
     environment = {"PATH": os.defpath, "PIP_CONFIG_FILE": os.devnull, "PYTHONDONTWRITEBYTECODE": "1"}
-    made = subprocess.run(
-        [program, "-m", "ensurepip", "--default-pip"], env=environment, capture_output=True, text=True, check=False
-    )
+    made = subprocess.run([program, "-m", "ensurepip"], env=environment, capture_output=True, text=True, check=False)
     if made.returncode:
         raise BaseError(f"{python}: ensurepip: {made.stderr}")
+    (programs / "pip").symlink_to("pip3")  # of no distribution, as there
 
 
 def _candidates(version: str) -> Iterator[Path]:

@@ -113,3 +113,14 @@ def test_its_sizes_add_up(image: Image) -> None:
     assert whole == size(image.below("/opt/owned-by").rglob("*"))
     assert all(0 < part < whole for part in parts)
     assert len(rows) == 9
+
+
+def test_the_page_about_releases_tells_these_sizes(image: Image) -> None:
+    page = (ROOT / "RELEASING.md").read_text()
+    rows = re.findall(r"^(.*?)  +([\d.]+)$", page.partition("its base  ")[2].partition("```")[0], re.MULTILINE)
+
+    assert [name for name, _ in rows] == [name for name, _ in table(image)]
+    assert all(
+        float(shown) == pytest.approx(found / 2**20, rel=0.2)
+        for (_, shown), (_, found) in zip(rows, table(image), strict=True)
+    )
