@@ -85,7 +85,7 @@ def main() -> None:
             print(f"{name:<50}{found / _MIB:>7.1f}")
         with tempfile.TemporaryDirectory() as empty:
             without = start(image, PYTHONPYCACHEPREFIX=empty)
-        print(f"owned-by --version: {start(image):.2f} s of CPU, without bytecode {without:.2f} s")
+        print(f"to start the command line: {start(image):.2f} s of CPU, without bytecode {without:.2f} s")
 
 
 if __name__ == "__main__":

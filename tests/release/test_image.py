@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image, made from the Dockerfile's own steps in a folder: what is in it, and that it runs as a container would."""
 
+import platform
 import re
 from importlib.metadata import distributions
 from pathlib import Path
@@ -119,8 +120,8 @@ def test_the_page_about_releases_tells_these_sizes(image: Image) -> None:
     page = (ROOT / "RELEASING.md").read_text()
     rows = re.findall(r"^(.*?)  +([\d.]+)$", page.partition("its base  ")[2].partition("```")[0], re.MULTILINE)
 
-    assert [name for name, _ in rows] == [name for name, _ in table(image)]
-    assert all(
-        float(shown) == pytest.approx(found / 2**20, rel=0.2)
-        for (_, shown), (_, found) in zip(rows, table(image), strict=True)
-    )
+    found = table(image)
+
+    assert [name for name, _ in rows] == [name for name, _ in found]
+    if platform.machine() == "x86_64" and site_packages(image).parent.name == "python3.13":  # as the page says
+        assert [float(size) for _, size in rows] == pytest.approx([size / 2**20 for _, size in found], rel=0.2)
