@@ -35,17 +35,17 @@ def test_an_image_that_is_built_by_hand_has_it_in_its_labels() -> None:
     assert next(step.rest for step in steps if step.word == "ARG") == f"VERSION={__version__}"
 
 
-def test_the_manifests_name_the_image_of_it_and_no_other() -> None:
-    texts = [path.read_text() for path in sorted((ROOT / "manifests").rglob("*.yaml"))]
+def test_manifests_and_pages_name_the_image_of_it_and_no_other() -> None:
+    paths = [*(ROOT / "manifests").rglob("*.yaml"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]
     named = {
-        found
-        for text in texts
-        for found in re.findall(
-            r"image: [\"']?owned-by:([\w.-]+)|newTag: [\"']?([\w.-]+)|kubernetes\.io/version: (\S+)", text
-        )
+        tag
+        for path in paths
+        for found in re.findall(r"owned-by:(\d[\w.-]*\w)|kubernetes\.io/version: \"?([\w.-]+)", path.read_text())
+        for tag in found
+        if tag
     }
 
-    assert {tag.strip("\"'") for found in named for tag in found if tag} <= {__version__}
+    assert named <= {__version__}
 
 
 def test_the_changelog_begins_with_it_or_with_what_is_not_released() -> None:
