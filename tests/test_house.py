@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path
-    for folder in ("extproc", "tests", "bench", "docs", "protos")
+    for folder in ("extproc", "tests", "bench", "docs", "protos", "release")
     for path in (ROOT / folder).rglob("*")
     if path.suffix in {".py", ".proto"} and not path.name.endswith("_pb2.py")
 )
@@ -39,6 +39,7 @@ def test_no_requirement_is_without_a_hash_or_names_an_index() -> None:
 
 def test_the_readme_shows_the_make_targets_and_commands_that_exist() -> None:
     readme = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    readme += (ROOT / "RELEASING.md").read_text()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     flags = set(re.findall(r'"(--[a-z-]+)"', (ROOT / "extproc" / "cli.py").read_text()))
 
