@@ -70,6 +70,7 @@ def test_promtool_accepts_the_alerts() -> None:
     assert (code, f"SUCCESS: {len(ALERTS)} rules found" in said) == (0, True), said
 
 
+@pytest.mark.slow
 def test_each_alert_fires_when_it_must_and_no_other_one_does() -> None:
     code, said = promtool("test", "rules", str(FOLDER / "alerts_test.yaml"))
 

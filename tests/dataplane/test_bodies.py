@@ -47,6 +47,7 @@ class TestStreams:
 
         assert (answer.status, error["code"]) == (413, "body_too_large")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("mode", STREAMED)
     async def test_what_does_not_come_in_time_is_a_408(self, gateways: dict[Bodies, Envoy], mode: Bodies) -> None:
         reader, writer = await asyncio.open_connection(LOOPBACK, gateways[mode].port)

@@ -52,12 +52,14 @@ async def metric(stage: Stage, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(name))
 
 
+@pytest.mark.slow
 async def test_with_after_not_one_request_leaves_its_engine(pods: Stage) -> None:
     tally = await chain(pods, chats(SENT), after=True)
 
     assert tally == Tally(requests=SENT)
 
 
+@pytest.mark.slow
 async def test_without_after_retries_leak_to_the_other_engine(pods: Stage) -> None:
     tally = await chain(pods, chats(SENT), after=False)
 
@@ -160,6 +162,7 @@ class TestOurAnswers:
         assert await own_answer(pods, nobody, self.MODELS) == (500, "")
 
 
+@pytest.mark.slow
 async def test_a_picker_that_ends_before_the_answer_cuts_none(alive: Stage) -> None:
     """With one message in between, an answer that is quick would be lost: the last answer and the end go in one piece."""
     assert await picker(alive, chats(SENT) + gets(100)) == Tally(requests=SENT + 100)

@@ -136,6 +136,7 @@ async def test_a_sampled_decision_is_an_exemplar_of_its_metrics(gateway: Traced)
     assert ours.trace not in plain
 
 
+@pytest.mark.slow
 async def test_a_collector_that_is_away_neither_holds_up_the_end_nor_breaks_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,12 +7,14 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from extproc.demo.cases import cases
 from extproc.demo.script import run
 
 
+@pytest.mark.slow
 async def test_every_request_goes_where_it_must_with_the_guard_and_without() -> None:
     output = io.StringIO()
 
@@ -21,6 +23,7 @@ async def test_every_request_goes_where_it_must_with_the_guard_and_without() -> 
     assert output.getvalue().endswith("every request went where it must\n")
 
 
+@pytest.mark.slow
 async def test_the_demo_fails_when_the_hint_does_not_reach_the_picker() -> None:
     output = io.StringIO()
 
@@ -30,6 +33,7 @@ async def test_the_demo_fails_when_the_hint_does_not_reach_the_picker() -> None:
     assert verdicts == steered * 2
 
 
+@pytest.mark.slow
 async def test_ctrl_c_ends_a_demo_that_stays_up_and_leaves_no_process_behind() -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "extproc.cli", "demo"),

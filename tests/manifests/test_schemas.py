@@ -15,6 +15,8 @@ from jsonschema import Draft202012Validator
 from tests.manifests.kustomize import ROOT, build, deployed, one
 from tests.manifests.schema import FOLDER, faults, wrong
 
+pytestmark = pytest.mark.slow
+
 COMPONENTS = sorted(folder.name for folder in (ROOT / "components").iterdir())
 TOGETHER = [
     ("istio-before", "tls"),
@@ -118,7 +120,6 @@ def test_a_component_in_the_layer_that_says_the_namespace_is_refused(name: str, 
 class TestTheCheckItself:
     """It sees what it is there for."""
 
-    @pytest.mark.slow
     def test_every_misspelt_field_is_seen(self) -> None:
         unseen = []
         for document in made(("autoscaling", "monitoring", "network-policy", "tls")):

@@ -169,6 +169,7 @@ async def test_it_waits_ten_seconds_for_an_engine_that_says_nothing_and_no_longe
     assert (endpoint["ready"], endpoint["models"], endpoint["owned_by"]) == (True, None, None)
 
 
+@pytest.mark.slow
 async def test_it_listens_before_it_is_ready_and_can_be_ended_then(tmp_path: Path) -> None:
     kubeconfig = tmp_path / "kubeconfig"
     with socket.create_server((LOOPBACK, 0)) as silent:  # it takes connections and says nothing

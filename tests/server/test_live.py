@@ -242,6 +242,7 @@ async def test_a_client_that_reads_nothing_loses_its_place(monkeypatch: pytest.M
     assert [line["msg"] for line in site.lines] == ["a client that reads nothing was cut off"]
 
 
+@pytest.mark.slow
 async def test_the_program_ends_while_pages_are_open_and_one_of_them_reads_nothing(tmp_path: Path) -> None:
     path = tmp_path / "endpoints.yaml"
     members = [
