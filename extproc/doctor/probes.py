@@ -33,13 +33,19 @@ _OK: Final = 200
 _REDIRECTS: Final = range(300, 400)
 _CREDENTIALS: Final = (401, 403, 407)
 _NOT_FOUND: Final = 404
+_BUSY: Final = 429
 _TOO_LARGE: Final = 413
 _BROKEN: Final = 500
 _LET_PAST: Final = "that is so where a matcher lets requests past us (component only-when-asked)"
 _NOT_SEEN: Final = (
     "our filter does not run on this route (see `filter` and `routes`), or it fails open and our server is away, or the route "
-    "leads to no pool that we know (our log: `not-a-pool`, `pool-unknown`)"
+    "leads to no pool that we know (our log: `not-a-pool`, `pool-unknown`), or its path is none of the policy's `paths` "
+    "(`path-not-interpreted`)"
 )
+
+
+class _LimitedError(UnreachableError):
+    """Somebody limits requests: from here on it cannot be told who would have answered."""
 
 
 class Probes:
@@ -73,8 +79,19 @@ class Probes:
                 await self._by_body()
                 await self._models()
             await self._spoofed()
+        except _LimitedError as problem:
+            fix = "let as many requests pass, or ask again when there is less to do; give credentials with -H"
+            self.findings.append(error(Check.GATEWAY, str(problem), fix=fix))
         except UnreachableError as problem:
-            self.findings.append(error(Check.GATEWAY, str(problem), fix="is that its address, and is it up?"))
+            fix = "is that its address (http or https?), and is it up?"
+            self.findings.append(error(Check.GATEWAY, str(problem), fix=fix))
+
+    async def _ask(self, path: str, **more: Any) -> Answer:
+        """One request. Raises UnreachableError, also where it is refused since there are too many."""
+        answer = await self._gateway.ask(path, **more)
+        if answer.status == _BUSY and not _reason(answer):
+            raise _LimitedError("it has too many requests (status 429), and what is not told here is not known")
+        return answer
 
     async def post(
         self,
@@ -86,7 +103,7 @@ class Probes:
     ) -> Answer:
         """A chat request for one token, with more fields at the end of its body. Raises UnreachableError."""
         headers = {names.CONTENT_TYPE: names.JSON} | dict(headers or {})
-        return await self._gateway.ask(CHAT + query, method="POST", headers=headers, body=self._body(more, model))
+        return await self._ask(CHAT + query, method="POST", headers=headers, body=self._body(more, model))
 
     def _body(self, more: Mapping[str, Any] | None = None, model: str = "") -> bytes:
         message = {"role": "user", "content": "ping"}
@@ -130,7 +147,7 @@ class Probes:
     async def _passes(self) -> bool:
         """Whether it was the model that we refused, and the owner would have passed; no engine is needed to find out."""
         unknown, unreadable = [
-            await self._gateway.ask(MODELS, headers=self.header(owner)) for owner in (self._nobody, _UNREADABLE)
+            await self._ask(MODELS, headers=self.header(owner)) for owner in (self._nobody, _UNREADABLE)
         ]
         return not _reason(unknown) and bool(_reason(unreadable))
 
@@ -177,12 +194,12 @@ class Probes:
         """Whose list it is: lists look alike, but a model that nobody has is refused by us with a word of ours."""
         unknown = f"{MODELS}/{self._nobody}"
         headers: dict[str, str] = {}
-        if not _reason(await self._gateway.ask(unknown)):
+        if not _reason(await self._ask(unknown)):
             headers = self.header("*")
-            if _reason(await self._gateway.ask(unknown, headers=headers)):
+            if _reason(await self._ask(unknown, headers=headers)):
                 what = "the list is ours only where a request names an owner"
                 self.findings.append(warning(Check.MODELS, what, fix=_LET_PAST))
-            elif _reason(await self._gateway.ask(MODELS, headers=self.header(_UNREADABLE))):
+            elif _reason(await self._ask(MODELS, headers=self.header(_UNREADABLE))):
                 what = "an engine answers it: our server does not know any endpoint's models yet"
                 fix = "look at its /statusz: are the endpoints there, and do they answer /v1/models?"
                 self.findings.append(warning(Check.MODELS, what, fix=fix))
@@ -192,7 +209,7 @@ class Probes:
                 fix = "our filter must run on the route that it takes"
                 self.findings.append(error(Check.MODELS, what, fix=fix))
                 return
-        answer = await self._gateway.ask(MODELS, headers=headers)
+        answer = await self._ask(MODELS, headers=headers)
         self.listed = _entries(answer)
         if self.listed is None:
             what = f"status {answer.status}, and no list ({_reason(answer) or 'not ours'})"
@@ -213,7 +230,8 @@ class Probes:
         if _reason(plain):
             headers = self.header("*")
             plain = await self.post(headers=headers)
-        if _reason(plain) or plain.status >= _BROKEN:
+        kept_out = plain.status in _REDIRECTS or plain.status in _CREDENTIALS
+        if _reason(plain) or kept_out or plain.status >= _BROKEN:
             self.findings.append(skipped(Check.SPOOFED, f"without it the answer is a {plain.status} already"))
             return
         spoofed = await self.post(headers=headers | {names.DESTINATION: _NOWHERE})

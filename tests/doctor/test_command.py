@@ -65,6 +65,7 @@ class TestUsage:
             (["--gateway", "ftp://gateway"], "'--gateway': `ftp://gateway` is not a URL such as http://127.0.0.1:8080"),
             (["--gateway", "http://a:b"], "'--gateway': `http://a:b` is not a URL: "),
             (["--gateway", "http://me:pass@a"], "'--gateway': a URL must not hold credentials: give them with -H"),
+            (["--gateway", "http://a/v1/"], "'--gateway': `http://a/v1/` ends with `/v1`, which each request brings"),
             (["--gateway", "http://a/?b=c"], "'--gateway': `http://a/?b=c` has a query: give the URL without it"),
             (
                 ["--gateway", "http://127.0.0.1:9", "-H", "nonsense"],
@@ -211,7 +212,7 @@ class TestGateways:
             code, output = await doctor("--gateway", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
 
         assert code == 1
-        assert output.startswith("error    gateway       no HTTP answer: ")
+        assert output.startswith("error    gateway       no answer in HTTP/1.1: ")
         assert "do-not-show-this" not in output
 
     async def test_the_headers_are_for_the_gateway_and_for_nobody_else(self) -> None:

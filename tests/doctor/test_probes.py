@@ -24,7 +24,8 @@ GIVE = "give --envoy and --admin"
 AWAY = "is our server up (see `cluster`)? On Envoy 1.37 and newer an EPP that refuses connections does that, too"
 NOT_SEEN = (
     "our filter does not run on this route (see `filter` and `routes`), or it fails open and our server is away, or the route "
-    "leads to no pool that we know (our log: `not-a-pool`, `pool-unknown`)"
+    "leads to no pool that we know (our log: `not-a-pool`, `pool-unknown`), or its path is none of the policy's `paths` "
+    "(`path-not-interpreted`)"
 )
 UNSEEN = [
     f"skipped  {check:<13} not checked: no request reaches us"
@@ -258,6 +259,57 @@ async def test_a_destination_that_a_client_names_is_obeyed_where_nobody_strips_i
     assert of(findings, Check.SPOOFED) == [f"error    spoofed       {what}; {fix}"]
 
 
+async def test_a_path_behind_a_prefix_may_be_none_that_the_policy_is_for(pods: Stage, tmp_path: Path) -> None:
+    def fault(document: Json) -> None:
+        (all_of_it,) = manager(document)["route_config"]["virtual_hosts"][0]["routes"]
+        all_of_it["match"] = {"prefix": "/llm/"}
+        all_of_it["route"]["prefix_rewrite"] = "/"
+
+    async with gateway(chain(pods), tmp_path, fault) as envoy:
+        findings = await visit(Patient(gateway=f"{url(envoy.port)}/llm"))
+
+    what = "an owner that nobody has was answered with status 200, and not by us"
+    assert of(findings, Check.OWNER_HEADER) == [f"error    owner-header  {what}; {NOT_SEEN}"]
+
+
+@pytest.mark.parametrize("requests", [1, 3, 8, 18])
+async def test_a_gateway_that_limits_requests_is_not_said_to_lose_what_it_has_not_let_in(
+    pods: Stage, tmp_path: Path, requests: int
+) -> None:
+    def fault(document: Json) -> None:
+        always = {"default_value": {"numerator": 100}}
+        limit = {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+            "stat_prefix": "limit",
+            "token_bucket": {"max_tokens": requests, "tokens_per_fill": 1, "fill_interval": "3600s"},
+            "filter_enabled": always,
+            "filter_enforced": always,
+        }
+        manager(document)["http_filters"].insert(0, {"name": "limit", "typed_config": limit})
+
+    async with gateway(chain(pods), tmp_path, fault) as envoy:
+        findings = await outside(envoy)
+
+    what = "it has too many requests (status 429), and what is not told here is not known"
+    fix = "let as many requests pass, or ask again when there is less to do; give credentials with -H"
+    assert [each.line for each in findings if each.severity is Severity.ERROR] == [
+        f"error    gateway       {what}; {fix}"
+    ]
+    assert of(findings, Check.SPOOFED) == []
+
+
+async def test_what_is_kept_out_before_a_pool_says_nothing_of_a_spoofed_destination(
+    pods: Stage, tmp_path: Path
+) -> None:
+    def fault(document: Json) -> None:
+        manager(document)["route_config"]["virtual_hosts"][0]["require_tls"] = "ALL"  # ours answers before that
+
+    async with gateway(chain(pods), tmp_path, fault) as envoy:
+        findings = await outside(envoy)
+
+    assert of(findings, Check.SPOOFED) == ["skipped  spoofed       not checked: without it the answer is a 301 already"]
+
+
 async def test_a_filter_that_runs_only_when_asked_is_no_broken_link(pods: Stage, tmp_path: Path) -> None:
     async with gateway(chain(pods), tmp_path, skipped_unless_asked) as envoy:
         findings = await seen(pods, envoy)
@@ -317,7 +369,7 @@ async def test_a_gateway_that_nobody_is_at_is_a_finding(nobody: int) -> None:
     findings = await visit(Patient(gateway=url(nobody), envoy=url(nobody), admin=url(nobody)))
 
     assert [each.line for each in findings if each.severity is Severity.ERROR] == [
-        "error    gateway       cannot connect: Connection refused; is that its address, and is it up?",
+        "error    gateway       cannot connect: Connection refused; is that its address (http or https?), and is it up?",
         "error    envoy         its admin port: cannot connect: Connection refused; check --envoy",
         "error    server        its admin port: cannot connect: Connection refused; check --admin",
     ]
