@@ -121,10 +121,11 @@ def paths(page: str) -> set[str]:
 
 
 def words(page: str) -> set[str]:
-    """Whatever stands alone in backticks with a hyphen in it, and all that begins with `owned-by-` or `owned-by.`."""
+    """What stands alone in backticks with a hyphen in it, what begins with `owned-by-` or `owned-by.`, Envoy's names."""
     rest = re.sub(r"^```.*?^```$", "", page, flags=re.DOTALL | re.MULTILINE)
     alone = re.findall(r"`([a-z][a-z0-9]*(?:[-.][a-z0-9]+)*-[a-z0-9.]*[a-z0-9])`", rest)
     ours = re.findall(r"(?<![\w./-])owned-by[-.][a-z][a-z-]*[a-z](?![\w.*-]*\.ya?ml)", code(page))
+    ours += re.findall(r"(?<![\w.])envoy\.(?:lb|filters\.http)(?:\.\w+)*(?![\w/])", code(page))
     return {word for word in (*alone, *ours) if not re.search(r"\.(ya?ml|md|json)$", word)}
 
 

@@ -88,6 +88,7 @@ def test_every_name_is_one_that_there_is(page: Path) -> None:
         ("`{kind: Role, name: owned}`", ("objects", ("Role", "owned"))),
         ("`istio-befor`", ("words", "istio-befor")),
         ("`owned-by.befor` comes", ("words", "owned-by.befor")),
+        ("`envoy.lb.subset_hnit`", ("words", "envoy.lb.subset_hnit")),
         ("`docker build -t owned-by:9.9.9 .`", ("images", "owned-by:9.9.9")),
     ],
 )
