@@ -44,6 +44,9 @@ _NOT_SEEN: Final = (
 )
 
 
+_SLOW: Final = "is our server slow or away? See `failures` and `cluster`"
+
+
 class _LimitedError(UnreachableError):
     """Somebody limits requests: from here on it cannot be told who would have answered."""
 
@@ -52,13 +55,23 @@ class Probes:
     """The requests of one visit, and what came of them.
 
     `policy` says by which names an owner is read; `model` is the one that is asked for, "" for one that nobody has;
-    `conditional` says that by its configuration our filter runs only for some requests.
+    `conditional` says that by its configuration our filter runs only for some requests, `assumed` that the policy is the
+    default one, since our server's own is not known.
     `findings` grows while it runs; `listed` are the models and owners that we list, None while that is not known.
     """
 
-    def __init__(self, gateway: Site, policy: PolicyConfig, model: str = "", *, conditional: bool = False) -> None:
+    def __init__(
+        self,
+        gateway: Site,
+        policy: PolicyConfig,
+        model: str = "",
+        *,
+        conditional: bool = False,
+        assumed: bool = False,
+    ) -> None:
         """Nothing is sent yet."""
         self._conditional = conditional
+        self._else = " (a policy that reads owners elsewhere is known by --admin)" if assumed else ""
         self.findings: list[Finding] = []
         self.listed: list[tuple[str, str]] | None = None
         self._gateway = gateway
@@ -110,6 +123,21 @@ class Probes:
         fields = {"model": model or self._model, "max_tokens": 1, "messages": [message], **(more or {})}
         return msgspec.json.encode(fields)
 
+    async def ask_for(self, model: str, owner: str) -> Answer:
+        """A chat request for a model and an owner, named where the policy reads it. Raises UnreachableError."""
+        more, query = {}, ""
+        if not self._sources.headers:
+            if self._sources.query:
+                query = f"?{self._sources.query[0]}={quote(owner)}"
+            else:
+                more = dict.fromkeys(self._sources.body[:1], owner)
+        return await self.post(more, headers=self.header(owner), query=query, model=model)
+
+    @property
+    def names_owners(self) -> bool:
+        """Whether the policy reads an owner from anywhere."""
+        return bool(self._sources.headers or self._sources.query or self._sources.body)
+
     def header(self, owner: str) -> dict[str, str]:
         """The header that names an owner, none if the policy reads none."""
         return dict.fromkeys(self._sources.headers[:1], owner)
@@ -139,7 +167,7 @@ class Probes:
             self.findings.append(error(check, what, fix=fix))
         else:
             what = f"an owner that nobody has was answered with status {first.status}, and not by us"
-            self.findings.append(error(check, what, fix=_NOT_SEEN))
+            self.findings.append(error(check, what, fix=_NOT_SEEN + self._else))
         for other in (Check.OWNER_QUERY, Check.OWNER_BODY, Check.BODY_LIMIT, Check.MODELS):
             self.findings.append(skipped(other, "no request reaches us"))
         return False
@@ -159,7 +187,7 @@ class Probes:
         if await self._is_seen(lambda owner: self.post(query=f"?{name}={quote(owner)}")):
             self.findings.append(ok(Check.OWNER_QUERY, f"`?{name}=` reaches us"))
             return
-        fix = "does the route keep the query, and may our filter see `:path`?"
+        fix = f"does the route keep the query, and may our filter see `:path`?{self._else}"
         self.findings.append(error(Check.OWNER_QUERY, f"`?{name}=` does not reach us", fix=fix))
 
     async def _by_body(self) -> None:
@@ -173,7 +201,7 @@ class Probes:
             if self._conditional:
                 self.findings.append(warning(Check.OWNER_BODY, what, fix=_LET_PAST))
             else:
-                fix = "see `modes`: we must be allowed to ask for the body"
+                fix = f"see `modes`: we must be allowed to ask for the body{self._else}"
                 self.findings.append(error(Check.OWNER_BODY, what, fix=fix))
             self.findings.append(skipped(Check.BODY_LIMIT, "no body reaches us"))
             return
@@ -194,7 +222,12 @@ class Probes:
         """Whose list it is: lists look alike, but a model that nobody has is refused by us with a word of ours."""
         unknown = f"{MODELS}/{self._nobody}"
         headers: dict[str, str] = {}
-        if not _reason(await self._ask(unknown)):
+        first = await self._ask(unknown)
+        if not _reason(first) and first.status >= _BROKEN:
+            what = f"GET {MODELS} is answered with status {first.status}, and not by us"
+            self.findings.append(error(Check.MODELS, what, fix=_SLOW))
+            return
+        if not _reason(first):
             headers = self.header("*")
             if _reason(await self._ask(unknown, headers=headers)):
                 what = "the list is ours only where a request names an owner"
@@ -294,6 +327,11 @@ def _limit(size: int, seen: int, answer: Answer) -> Finding:
             if seen
             else f"a body of {_size(size)} is a 413"
         )
+    if answer.status >= _BROKEN:
+        what = (
+            f"a body of {_size(size)} is a {answer.status}, and not ours{f', one of {_size(seen)} is' if seen else ''}"
+        )
+        return error(Check.BODY_LIMIT, what, fix=_SLOW)
     fix = "raise the gateway's buffer limit (see `body-limit` in the guide), or name the owner in a header or in the query"
     if size <= _FAR_TOO_SMALL:
         return error(Check.BODY_LIMIT, what, fix=fix)
