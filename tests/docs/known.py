@@ -53,6 +53,8 @@ class Known:
     alerts: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
     paths: set[str] = field(default_factory=set)
+    values: set[tuple[str, str]] = field(default_factory=set)
+    defaults: set[tuple[str, int]] = field(default_factory=set)
 
 
 def components() -> list[str]:
@@ -89,6 +91,7 @@ def _of_program(found: Known) -> None:
             found.flags |= {flag for flag in (*parameter.opts, *parameter.secondary_opts) if flag.startswith("--")}
             if parameter.name and parameter.name.endswith("port") and isinstance(parameter.default, int):
                 found.ports.add(parameter.default)
+                found.defaults |= {(flag, parameter.default) for flag in parameter.opts}
             if isinstance(parameter, click.Option) and isinstance(parameter.envvar, str):
                 found.variables.add(parameter.envvar)
     found.flags |= {"--help", "--version"}
@@ -121,6 +124,7 @@ def _of_object(found: Known, document: dict[str, Any]) -> None:
     found.namespaces.add(metadata.get("namespace", metadata["name"] if document["kind"] == "Namespace" else ""))
     for key, value in _leaves(document):
         found.words.add(str(value))
+        found.values.add((key, str(value)))
         if key == "secretName":
             found.objects.add(("Secret", value))
         if key == "kubernetes.io/metadata.name":

@@ -64,7 +64,7 @@ def metrics(page: str) -> set[str]:
 def ports(page: str) -> set[int]:
     """`localhost:9091`, port 9002; those behind 127.x are examples."""
     text = page if "```" not in page else re.sub(r"127\.\d+\.\d+\.\d+:\d+", "", page)
-    found = re.findall(r"(?:localhost:|\bport (?:is )?`?|(?:deploy(?:ment)?|svc|service)/[a-z-]+ )(\d{2,5})\b", text)
+    found = re.findall(r"(?:localhost:|\b[Pp]ort (?:is )?`?|(?:deploy(?:ment)?|svc|service)/[a-z-]+ )(\d{2,5})\b", text)
     found += re.findall(r"port`? \((\d{4,5})\b", text)
     found += re.findall(r"--(?:gateway|envoy|admin) http://127\.0\.0\.1:(\d+)", page)  # these are not
     return {int(port) for port in found}
@@ -95,7 +95,9 @@ def objects(page: str) -> set[tuple[str, str]]:
         (_KINDS[kind], name)
         for kind, name in re.findall(rf"(?<![\w./-])({'|'.join(_KINDS)})/([a-z0-9-]++)(?!\.)", text)
     ]
-    made = [("Secret", name) for name in re.findall(r"create secret [a-z-]+ ([a-z0-9-]+)", text)]
+    clusters = re.findall(r"k3d (?:cluster (?:delete|start|stop) |image import .* -c )([\w-]+)", text)
+    made = [("Simple", name) for name in clusters]  # k3d's own kind
+    made += [("Secret", name) for name in re.findall(r"create secret [a-z-]+ ([a-z0-9-]+)", text)]
     return {*spoken, *short, *made, *_TARGET.findall(text)}
 
 
@@ -117,7 +119,20 @@ def keys(page: str) -> set[str]:
 
 def paths(page: str) -> set[str]:
     """Paths of the admin port: `localhost:9091/statusz`."""
-    return {path for path in re.findall(r"localhost:9091(/[\w/.]*)", code(page)) if path != "/"}
+    text = code(page)
+    asked = [path for path in re.findall(r"localhost:9091(/[\w/.]*)", text) if path != "/"]
+    return {*asked, *re.findall(r"(?<![\w.)])(/admin/[\w/]+|/[a-z]+z)(?![\w/.])", text)}
+
+
+def values(page: str) -> set[tuple[str, str]]:
+    """`llm-d.ai/engine-type: vllm`, `"app": "llama-vllm"`: labels and what they are."""
+    said = re.findall(r"(?<![\w.-])\"?(llm-d\.ai/[\w.-]+|app)\"?(?:: ?|=)\"?([a-z][\w.-]*)", code(page))
+    return set(said)
+
+
+def defaults(page: str) -> set[tuple[str, int]]:
+    """`--metrics-port` (9090)."""
+    return {(flag, int(port)) for flag, port in re.findall(r"`(--[a-z-]+port)` \((\d+)\b", page)}
 
 
 def words(page: str) -> set[str]:
@@ -157,6 +172,8 @@ def spellings(page: str) -> Iterator[tuple[str, object]]:
         alerts,
         keys,
         paths,
+        values,
+        defaults,
     )
     for kind in kinds:
         yield from ((kind.__name__, name) for name in sorted(kind(page)))  # type: ignore[type-var]

@@ -42,6 +42,8 @@ def unknown(text: str, page: Path) -> list[tuple[str, object]]:
         "alerts": there.alerts,
         "keys": there.keys,
         "paths": there.paths,
+        "values": there.values | foreign.VALUES.keys(),
+        "defaults": there.defaults,
     }
     written = mentions.written(text)
     return [
@@ -82,6 +84,12 @@ def test_every_name_is_one_that_there_is(page: Path) -> None:
         ("`--envoy http://127.0.0.1:15001`", ("ports", 15001)),
         ("`overlays/staging`", ("files", "overlays/staging")),
         ("`localhost:9091/statsuz`", ("paths", "/statsuz")),
+        ("`POST /admin/discovery`", ("paths", "/admin/discovery")),
+        ("`/statsuz`", ("paths", "/statsuz")),
+        ("`llm-d.ai/engine-type: vlm`", ("values", ("llm-d.ai/engine-type", "vlm"))),
+        ("`app: llama-vlm`", ("values", ("app", "llama-vlm"))),
+        ("`--metrics-port` (9091)", ("defaults", ("--metrics-port", 9091))),
+        ("`k3d cluster delete llmd`", ("objects", ("Simple", "llmd"))),
         ("the alert `OwnedByLongHint`", ("alerts", "OwnedByLongHint")),
         ("`body.maxByte`", ("keys", "body.maxByte")),
         ("the EnvoyFilter `owned-by`", ("objects", ("EnvoyFilter", "owned-by"))),
@@ -107,6 +115,6 @@ def test_every_foreign_name_is_on_a_page() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     said = {str(name) for _, name in mentions.spellings(text)} | mentions.written(text)
     tables = (foreign.FLAGS, foreign.VARIABLES, foreign.LABELS, foreign.HEADERS, foreign.FILES, foreign.WORDS)
-    kept = {str(name) for table in (*tables, foreign.PORTS, foreign.OBJECTS) for name in table}
+    kept = {str(name) for table in (*tables, foreign.PORTS, foreign.OBJECTS, foreign.VALUES) for name in table}
 
     assert sorted(kept - said) == []
