@@ -31,7 +31,9 @@ _NOWHERE: Final = "127.0.0.1:1"
 """A destination that no pool has, and at which nobody listens beside a gateway."""
 _OK: Final = 200
 _REDIRECTS: Final = range(300, 400)
-_CREDENTIALS: Final = (401, 403, 407)
+_ERRORS: Final = 400
+_FORBIDDEN: Final = 403
+_CREDENTIALS: Final = (401, 407)
 _NOT_FOUND: Final = 404
 _BUSY: Final = 429
 _TOO_LARGE: Final = 413
@@ -263,7 +265,7 @@ class Probes:
         if _reason(plain):
             headers = self.header("*")
             plain = await self.post(headers=headers)
-        kept_out = plain.status in _REDIRECTS or plain.status in _CREDENTIALS
+        kept_out = plain.status in (*_REDIRECTS, *_CREDENTIALS, _FORBIDDEN)
         if _reason(plain) or kept_out or plain.status >= _BROKEN:
             self.findings.append(skipped(Check.SPOOFED, f"without it the answer is a {plain.status} already"))
             return
@@ -294,6 +296,9 @@ def _gateway_fault(answer: Answer) -> Finding | None:
         return None
     if answer.status in _REDIRECTS:
         return error(Check.GATEWAY, f"it redirects (status {answer.status})", fix="give the URL that it redirects to")
+    if answer.status == _FORBIDDEN:
+        fix = "give credentials with -H, or let it through"
+        return error(Check.GATEWAY, f"it forbids POST {CHAT} (status 403)", fix=fix)
     if answer.status in _CREDENTIALS:
         return error(Check.GATEWAY, f"it wants credentials (status {answer.status})", fix="give them with -H")
     if answer.status == _NOT_FOUND and _is_envoys(answer):
@@ -303,8 +308,8 @@ def _gateway_fault(answer: Answer) -> Finding | None:
 
 
 def _is_envoys(answer: Answer) -> bool:
-    """Whether it looks like an answer that Envoy itself gives: it has no type, and nothing in it."""
-    return not answer.body and not answer.headers.get(names.CONTENT_TYPE)
+    """Whether it looks like an error that Envoy itself answers: it has no type, and nothing in it."""
+    return answer.status >= _ERRORS and not answer.body and not answer.headers.get(names.CONTENT_TYPE)
 
 
 def _entries(answer: Answer) -> list[tuple[str, str]] | None:
