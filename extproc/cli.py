@@ -26,6 +26,7 @@ from extproc.flags import (
     LAST_PORT,
     ConfigMapType,
     DurationType,
+    GatewayType,
     HeaderType,
     HostsType,
     LabelsType,
@@ -218,7 +219,7 @@ def explain_command(**given: Any) -> None:
 
 
 @main.command()
-@click.option("--gateway", type=UrlType(), required=True, help="Where clients send their requests.")
+@click.option("--gateway", type=GatewayType(), required=True, help="Where clients send their requests.")
 @click.option(
     "--config-dump", type=click.Path(allow_dash=True), help="What Envoy's /config_dump answers: a file, - for stdin."
 )

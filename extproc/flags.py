@@ -137,6 +137,17 @@ class UrlType(click.ParamType[Any]):
         return str(value).rstrip("/")
 
 
+class GatewayType(UrlType):
+    """The address of a gateway, without the path of the API that clients often have in theirs."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As UrlType does."""
+        url = super().convert(value, param, ctx)
+        if url.endswith("/v1"):
+            self.fail(f"`{value}` ends with `/v1`, which each request brings: give the URL without it", param, ctx)
+        return url
+
+
 class HeaderType(click.ParamType[Any]):
     """A header of a request."""
 

@@ -116,10 +116,14 @@ def _placed(dump: Dump, concerned: list[_Concerned]) -> Iterator[Finding]:
         yield error(Check.ANCHOR, f"no listener has the EPP's filter, `{EPP_FILTER}`", fix=_NO_POOL)
     elif not all(each.chain.complete for each in concerned):
         yield skipped(Check.ROUTES, "the dump does not have all routes", "take a whole one, as /config_dump answers")
+    elif (beside or not alone) and not any(each.routes for each in concerned) and dump.clusters is None:
+        yield skipped(Check.ROUTES, "the dump has no clusters", "take a whole one, as /config_dump answers")
     elif (beside or not alone) and not any(each.routes for each in concerned):
         yield error(Check.ROUTES, "no route leads to a pool", fix=_NO_POOL)
     if not concerned:
-        yield error(Check.FILTER, "no listener has a filter of ours", fix=_INSTALL)
+        yield error(
+            Check.FILTER, "no listener has a filter of ours", fix=f"is it that gateway's Envoy? Then {_INSTALL}"
+        )
     for each in concerned:
         yield from _filters(each)
         yield from _order(each)

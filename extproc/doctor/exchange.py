@@ -116,7 +116,7 @@ class Site:
         except aiohttp.ClientConnectorError as error:
             raise UnreachableError(f"cannot connect: {_why(error.os_error)}") from error
         except (aiohttp.ClientError, ValueError) as error:
-            raise UnreachableError(f"no HTTP answer: {type(error).__name__}") from error
+            raise UnreachableError(f"no answer in HTTP/1.1: {type(error).__name__}") from error
 
 
 def _why(error: OSError) -> str:

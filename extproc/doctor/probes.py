@@ -31,28 +31,49 @@ _NOWHERE: Final = "127.0.0.1:1"
 """A destination that no pool has, and at which nobody listens beside a gateway."""
 _OK: Final = 200
 _REDIRECTS: Final = range(300, 400)
-_CREDENTIALS: Final = (401, 403, 407)
+_ERRORS: Final = 400
+_FORBIDDEN: Final = 403
+_CREDENTIALS: Final = (401, 407)
 _NOT_FOUND: Final = 404
+_BUSY: Final = 429
 _TOO_LARGE: Final = 413
 _BROKEN: Final = 500
 _LET_PAST: Final = "that is so where a matcher lets requests past us (component only-when-asked)"
 _NOT_SEEN: Final = (
     "our filter does not run on this route (see `filter` and `routes`), or it fails open and our server is away, or the route "
-    "leads to no pool that we know (our log: `not-a-pool`, `pool-unknown`)"
+    "leads to no pool that we know (our log: `not-a-pool`, `pool-unknown`), or its path is none of the policy's `paths` "
+    "(`path-not-interpreted`)"
 )
+
+
+_SLOW: Final = "is our server slow or away? See `failures` and `cluster`"
+
+
+class _LimitedError(UnreachableError):
+    """Somebody limits requests: from here on it cannot be told who would have answered."""
 
 
 class Probes:
     """The requests of one visit, and what came of them.
 
     `policy` says by which names an owner is read; `model` is the one that is asked for, "" for one that nobody has;
-    `conditional` says that by its configuration our filter runs only for some requests.
+    `conditional` says that by its configuration our filter runs only for some requests, `assumed` that the policy is the
+    default one, since our server's own is not known.
     `findings` grows while it runs; `listed` are the models and owners that we list, None while that is not known.
     """
 
-    def __init__(self, gateway: Site, policy: PolicyConfig, model: str = "", *, conditional: bool = False) -> None:
+    def __init__(
+        self,
+        gateway: Site,
+        policy: PolicyConfig,
+        model: str = "",
+        *,
+        conditional: bool = False,
+        assumed: bool = False,
+    ) -> None:
         """Nothing is sent yet."""
         self._conditional = conditional
+        self._else = " (a policy that reads owners elsewhere is known by --admin)" if assumed else ""
         self.findings: list[Finding] = []
         self.listed: list[tuple[str, str]] | None = None
         self._gateway = gateway
@@ -73,8 +94,19 @@ class Probes:
                 await self._by_body()
                 await self._models()
             await self._spoofed()
+        except _LimitedError as problem:
+            fix = "let as many requests pass, or ask again when there is less to do; give credentials with -H"
+            self.findings.append(error(Check.GATEWAY, str(problem), fix=fix))
         except UnreachableError as problem:
-            self.findings.append(error(Check.GATEWAY, str(problem), fix="is that its address, and is it up?"))
+            fix = "is that its address (http or https?), and is it up?"
+            self.findings.append(error(Check.GATEWAY, str(problem), fix=fix))
+
+    async def _ask(self, path: str, **more: Any) -> Answer:
+        """One request. Raises UnreachableError, also where it is refused since there are too many."""
+        answer = await self._gateway.ask(path, **more)
+        if answer.status == _BUSY and not _reason(answer):
+            raise _LimitedError("it has too many requests (status 429), and what is not told here is not known")
+        return answer
 
     async def post(
         self,
@@ -86,12 +118,27 @@ class Probes:
     ) -> Answer:
         """A chat request for one token, with more fields at the end of its body. Raises UnreachableError."""
         headers = {names.CONTENT_TYPE: names.JSON} | dict(headers or {})
-        return await self._gateway.ask(CHAT + query, method="POST", headers=headers, body=self._body(more, model))
+        return await self._ask(CHAT + query, method="POST", headers=headers, body=self._body(more, model))
 
     def _body(self, more: Mapping[str, Any] | None = None, model: str = "") -> bytes:
         message = {"role": "user", "content": "ping"}
         fields = {"model": model or self._model, "max_tokens": 1, "messages": [message], **(more or {})}
         return msgspec.json.encode(fields)
+
+    async def ask_for(self, model: str, owner: str) -> Answer:
+        """A chat request for a model and an owner, named where the policy reads it. Raises UnreachableError."""
+        more, query = {}, ""
+        if not self._sources.headers:
+            if self._sources.query:
+                query = f"?{self._sources.query[0]}={quote(owner)}"
+            else:
+                more = dict.fromkeys(self._sources.body[:1], owner)
+        return await self.post(more, headers=self.header(owner), query=query, model=model)
+
+    @property
+    def names_owners(self) -> bool:
+        """Whether the policy reads an owner from anywhere."""
+        return bool(self._sources.headers or self._sources.query or self._sources.body)
 
     def header(self, owner: str) -> dict[str, str]:
         """The header that names an owner, none if the policy reads none."""
@@ -122,7 +169,7 @@ class Probes:
             self.findings.append(error(check, what, fix=fix))
         else:
             what = f"an owner that nobody has was answered with status {first.status}, and not by us"
-            self.findings.append(error(check, what, fix=_NOT_SEEN))
+            self.findings.append(error(check, what, fix=_NOT_SEEN + self._else))
         for other in (Check.OWNER_QUERY, Check.OWNER_BODY, Check.BODY_LIMIT, Check.MODELS):
             self.findings.append(skipped(other, "no request reaches us"))
         return False
@@ -130,7 +177,7 @@ class Probes:
     async def _passes(self) -> bool:
         """Whether it was the model that we refused, and the owner would have passed; no engine is needed to find out."""
         unknown, unreadable = [
-            await self._gateway.ask(MODELS, headers=self.header(owner)) for owner in (self._nobody, _UNREADABLE)
+            await self._ask(MODELS, headers=self.header(owner)) for owner in (self._nobody, _UNREADABLE)
         ]
         return not _reason(unknown) and bool(_reason(unreadable))
 
@@ -142,7 +189,7 @@ class Probes:
         if await self._is_seen(lambda owner: self.post(query=f"?{name}={quote(owner)}")):
             self.findings.append(ok(Check.OWNER_QUERY, f"`?{name}=` reaches us"))
             return
-        fix = "does the route keep the query, and may our filter see `:path`?"
+        fix = f"does the route keep the query, and may our filter see `:path`?{self._else}"
         self.findings.append(error(Check.OWNER_QUERY, f"`?{name}=` does not reach us", fix=fix))
 
     async def _by_body(self) -> None:
@@ -156,7 +203,7 @@ class Probes:
             if self._conditional:
                 self.findings.append(warning(Check.OWNER_BODY, what, fix=_LET_PAST))
             else:
-                fix = "see `modes`: we must be allowed to ask for the body"
+                fix = f"see `modes`: we must be allowed to ask for the body{self._else}"
                 self.findings.append(error(Check.OWNER_BODY, what, fix=fix))
             self.findings.append(skipped(Check.BODY_LIMIT, "no body reaches us"))
             return
@@ -177,12 +224,17 @@ class Probes:
         """Whose list it is: lists look alike, but a model that nobody has is refused by us with a word of ours."""
         unknown = f"{MODELS}/{self._nobody}"
         headers: dict[str, str] = {}
-        if not _reason(await self._gateway.ask(unknown)):
+        first = await self._ask(unknown)
+        if not _reason(first) and first.status >= _BROKEN:
+            what = f"GET {MODELS} is answered with status {first.status}, and not by us"
+            self.findings.append(error(Check.MODELS, what, fix=_SLOW))
+            return
+        if not _reason(first):
             headers = self.header("*")
-            if _reason(await self._gateway.ask(unknown, headers=headers)):
+            if _reason(await self._ask(unknown, headers=headers)):
                 what = "the list is ours only where a request names an owner"
                 self.findings.append(warning(Check.MODELS, what, fix=_LET_PAST))
-            elif _reason(await self._gateway.ask(MODELS, headers=self.header(_UNREADABLE))):
+            elif _reason(await self._ask(MODELS, headers=self.header(_UNREADABLE))):
                 what = "an engine answers it: our server does not know any endpoint's models yet"
                 fix = "look at its /statusz: are the endpoints there, and do they answer /v1/models?"
                 self.findings.append(warning(Check.MODELS, what, fix=fix))
@@ -192,7 +244,7 @@ class Probes:
                 fix = "our filter must run on the route that it takes"
                 self.findings.append(error(Check.MODELS, what, fix=fix))
                 return
-        answer = await self._gateway.ask(MODELS, headers=headers)
+        answer = await self._ask(MODELS, headers=headers)
         self.listed = _entries(answer)
         if self.listed is None:
             what = f"status {answer.status}, and no list ({_reason(answer) or 'not ours'})"
@@ -213,7 +265,8 @@ class Probes:
         if _reason(plain):
             headers = self.header("*")
             plain = await self.post(headers=headers)
-        if _reason(plain) or plain.status >= _BROKEN:
+        kept_out = plain.status in (*_REDIRECTS, *_CREDENTIALS, _FORBIDDEN)
+        if _reason(plain) or kept_out or plain.status >= _BROKEN:
             self.findings.append(skipped(Check.SPOOFED, f"without it the answer is a {plain.status} already"))
             return
         spoofed = await self.post(headers=headers | {names.DESTINATION: _NOWHERE})
@@ -243,6 +296,9 @@ def _gateway_fault(answer: Answer) -> Finding | None:
         return None
     if answer.status in _REDIRECTS:
         return error(Check.GATEWAY, f"it redirects (status {answer.status})", fix="give the URL that it redirects to")
+    if answer.status == _FORBIDDEN:
+        fix = "give credentials with -H, or let it through"
+        return error(Check.GATEWAY, f"it forbids POST {CHAT} (status 403)", fix=fix)
     if answer.status in _CREDENTIALS:
         return error(Check.GATEWAY, f"it wants credentials (status {answer.status})", fix="give them with -H")
     if answer.status == _NOT_FOUND and _is_envoys(answer):
@@ -252,8 +308,8 @@ def _gateway_fault(answer: Answer) -> Finding | None:
 
 
 def _is_envoys(answer: Answer) -> bool:
-    """Whether it looks like an answer that Envoy itself gives: it has no type, and nothing in it."""
-    return not answer.body and not answer.headers.get(names.CONTENT_TYPE)
+    """Whether it looks like an error that Envoy itself answers: it has no type, and nothing in it."""
+    return answer.status >= _ERRORS and not answer.body and not answer.headers.get(names.CONTENT_TYPE)
 
 
 def _entries(answer: Answer) -> list[tuple[str, str]] | None:
@@ -276,6 +332,11 @@ def _limit(size: int, seen: int, answer: Answer) -> Finding:
             if seen
             else f"a body of {_size(size)} is a 413"
         )
+    if answer.status >= _BROKEN:
+        what = (
+            f"a body of {_size(size)} is a {answer.status}, and not ours{f', one of {_size(seen)} is' if seen else ''}"
+        )
+        return error(Check.BODY_LIMIT, what, fix=_SLOW)
     fix = "raise the gateway's buffer limit (see `body-limit` in the guide), or name the owner in a header or in the query"
     if size <= _FAR_TOO_SMALL:
         return error(Check.BODY_LIMIT, what, fix=fix)

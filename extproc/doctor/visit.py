@@ -61,7 +61,7 @@ async def visit(patient: Patient) -> list[Finding]:
         if admin is not None and admin.default_pool:
             findings = _pooled(findings, admin.default_pool)
         policy = admin.policy if admin else default_policy()
-        probes = Probes(gateway, policy, patient.model, conditional=conditional)
+        probes = Probes(gateway, policy, patient.model, conditional=conditional, assumed=admin is None)
         await probes.run()
         findings += probes.findings
         findings.append(await _served(probes, envoy, admin, _forwarded(findings)))
@@ -109,6 +109,10 @@ async def _served(
 ) -> Finding:
     if probes.listed is None:
         return skipped(Check.SERVED, "our list of models is not to be had")
+    if not probes.listed:
+        return skipped(Check.SERVED, "no model is listed that could be asked for")
+    if not probes.names_owners:
+        return skipped(Check.SERVED, "the policy reads an owner from nowhere")
     try:
         if envoy is not None and admin is not None:
             return await served.by_counters(probes, envoy, admin, forwarded)

@@ -31,6 +31,12 @@ LABELS: Final = {
     "kubernetes.io/tls": "Kubernetes, a type of Secret",
 }
 
+VALUES: Final = {
+    ("app", "llama-canary"): "an example of a routing entry",
+    ("app", "canary"): "an example of `routing`",
+    ("app", "vllm"): "an example of --endpoint-selector",
+}
+
 HEADERS: Final = {
     "x-engine": "an example of `sources`",
     "x-model": "an example of `sources`",

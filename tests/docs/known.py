@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import msgspec
 import yaml
 
 from extproc import __version__
@@ -23,6 +24,7 @@ from extproc.envoy.binding import Attachment
 from extproc.observability.metrics import Metrics
 from extproc.policy.config import default_policy
 from extproc.policy.types import ROLE_LABEL, Reason
+from extproc.server import openapi
 from tests.docs.walkthrough import documents
 from tests.manifests.kustomize import ROOT, build, deployed
 
@@ -34,7 +36,10 @@ _LABEL: Final = r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[a-zA-Z][\w.-]*"
 
 @dataclass
 class Known:
-    """Names by what they are; `words` are those of all objects, components, reasons, filters and the rest."""
+    """Names by what they are; `words` are those of all objects, components, reasons, filters and the rest.
+
+    `keys` are the policy's, `paths` the admin port's; the kind of the policy counts as one of the `alerts`, as which it looks.
+    """
 
     flags: set[str] = field(default_factory=set)
     variables: set[str] = field(default_factory=set)
@@ -44,6 +49,12 @@ class Known:
     metrics: set[str] = field(default_factory=set)
     words: set[str] = field(default_factory=set)
     objects: set[tuple[str, str]] = field(default_factory=set)
+    namespaces: set[str] = field(default_factory=set)
+    alerts: set[str] = field(default_factory=set)
+    keys: set[str] = field(default_factory=set)
+    paths: set[str] = field(default_factory=set)
+    values: set[tuple[str, str]] = field(default_factory=set)
+    defaults: set[tuple[str, int]] = field(default_factory=set)
 
 
 def components() -> list[str]:
@@ -80,6 +91,7 @@ def _of_program(found: Known) -> None:
             found.flags |= {flag for flag in (*parameter.opts, *parameter.secondary_opts) if flag.startswith("--")}
             if parameter.name and parameter.name.endswith("port") and isinstance(parameter.default, int):
                 found.ports.add(parameter.default)
+                found.defaults |= {(flag, parameter.default) for flag in parameter.opts}
             if isinstance(parameter, click.Option) and isinstance(parameter.envvar, str):
                 found.variables.add(parameter.envvar)
     found.flags |= {"--help", "--version"}
@@ -96,6 +108,9 @@ def _of_program(found: Known) -> None:
     filters = (bootstrap.HEADER_FILTER, bootstrap.BEFORE_FILTER, bootstrap.PICKER_FILTER, bootstrap.AFTER_FILTER)
     found.words |= {*filters, *(each.value for each in Attachment), *(each.value for each in Reason)}
     found.words |= {each.value for each in Check}
+    found.alerts.add(policy.kind)
+    found.keys |= set(_keys(msgspec.to_builtins(policy, enc_hook=str)))
+    found.paths |= openapi.document()["paths"].keys()
     found.words |= {*main.commands, tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["project"]["name"]}
 
 
@@ -106,16 +121,31 @@ def _is_header(word: object) -> bool:
 def _of_object(found: Known, document: dict[str, Any]) -> None:
     metadata = document["metadata"]
     found.objects.add((document["kind"], metadata["name"]))
+    found.namespaces.add(metadata.get("namespace", metadata["name"] if document["kind"] == "Namespace" else ""))
     for key, value in _leaves(document):
         found.words.add(str(value))
+        found.values.add((key, str(value)))
         if key == "secretName":
             found.objects.add(("Secret", value))
+        if key == "kubernetes.io/metadata.name":
+            found.namespaces.add(value)
+        if key == "alert":
+            found.alerts.add(value)
         if isinstance(value, int) and re.search("port|number", key, re.IGNORECASE):
             found.ports.add(value)
     text = yaml.safe_dump(document)
+    found.objects |= {("Secret", name) for name in re.findall(r"secretKeyRef:\n +key: \S+\n +name: (\S+)", text)}
     found.labels |= {label for label in re.findall(_LABEL, text) if "/v1" not in label}
     found.variables |= set(re.findall(r"^ *(?:- )?name: ([A-Z][A-Z0-9_]*)$", text, re.MULTILINE))
     found.words |= set(re.findall(r"owned-by[\w.-]*", text))
+
+
+def _keys(value: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Every key of a document, behind those that it stands under."""
+    for key, each in value.items():
+        yield above + key
+        if isinstance(each, dict):
+            yield from _keys(each, f"{above}{key}.")
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,9 @@ from tests.docs.pages import blocks
 
 _KINDS = {
     "deploy": "Deployment",
+    "deployment": "Deployment",
     "svc": "Service",
+    "service": "Service",
     "gateway": "Gateway",
     "httproute": "HTTPRoute",
     "configmap": "ConfigMap",
@@ -44,7 +46,7 @@ def variables(page: str) -> set[str]:
 
 def labels(page: str) -> set[str]:
     """`llm-d.ai/engine-type`, of labels and annotations; `/v1` is an API's version."""
-    text = code(page).replace("~1", "/")
+    text = re.sub(r"/([\w.-]+)~1", r" \1/", code(page))  # in the path of a JSON patch
     found = re.findall(r"(?<![\w./@-])[a-z0-9-]++(?:\.[a-z0-9-]++)++/[a-zA-Z][\w.-]*+(?!/)", text)
     return {label for label in found if not re.search(r"/v\d", label) and not label.startswith("type.googleapis.com/")}
 
@@ -62,8 +64,10 @@ def metrics(page: str) -> set[str]:
 def ports(page: str) -> set[int]:
     """`localhost:9091`, port 9002; those behind 127.x are examples."""
     text = page if "```" not in page else re.sub(r"127\.\d+\.\d+\.\d+:\d+", "", page)
-    found = re.findall(r"(?:localhost:|\bport (?:is )?`?|deploy/[a-z-]+ )(\d{2,5})\b", text)
-    return {int(port) for port in found} | {int(port) for port in re.findall(r"port`? \((\d{4,5})\b", text)}
+    found = re.findall(r"(?:localhost:|\b[Pp]ort (?:is )?`?|(?:deploy(?:ment)?|svc|service)/[a-z-]+ )(\d{2,5})\b", text)
+    found += re.findall(r"port`? \((\d{4,5})\b", text)
+    found += re.findall(r"--(?:gateway|envoy|admin) http://127\.0\.0\.1:(\d+)", page)  # these are not
+    return {int(port) for port in found}
 
 
 def files(page: str) -> set[str]:
@@ -71,7 +75,8 @@ def files(page: str) -> set[str]:
     text = code(page)
     named = re.findall(r"(?<![\w./$@*-])(?:\.\./)*[\w-][\w./-]*\.(?:ya?ml|md|json|py|toml|txt)\b(?![\w.]*\()", text)
     rooted = re.findall(
-        r"(?<![\w./$-])(?:\.\./)*(?:manifests|docs|tests|monitoring|extproc|bench|protos|requirements)/[\w./-]+", text
+        r"(?<![\w./$-])(?:\.\./)*(?:manifests|overlays|components|docs|tests|monitoring|extproc|bench|protos|requirements)/[\w./-]+",
+        text,
     )
     return {name.rstrip("./") for name in (*named, *rooted)}
 
@@ -90,14 +95,52 @@ def objects(page: str) -> set[tuple[str, str]]:
         (_KINDS[kind], name)
         for kind, name in re.findall(rf"(?<![\w./-])({'|'.join(_KINDS)})/([a-z0-9-]++)(?!\.)", text)
     ]
-    return {*spoken, *short, *_TARGET.findall(text)}
+    clusters = re.findall(r"k3d (?:cluster (?:delete|start|stop) |image import .* -c )([\w-]+)", text)
+    made = [("Simple", name) for name in clusters]  # k3d's own kind
+    made += [("Secret", name) for name in re.findall(r"create secret [a-z-]+ ([a-z0-9-]+)", text)]
+    return {*spoken, *short, *made, *_TARGET.findall(text)}
+
+
+def namespaces(page: str) -> set[str]:
+    """`-n llm-d-multi-model`, the namespace `llm-d-multi-model`."""
+    said = re.findall(r"(?<![\w-])(?:-n|--namespace)[ =]([a-z][a-z0-9-]*)", code(page))
+    return {*said, *re.findall(r"\bnamespace `([a-z][a-z0-9-]*)`", page)}
+
+
+def alerts(page: str) -> set[str]:
+    """`OwnedByLongHints`."""
+    return set(re.findall(r"\bOwnedBy[A-Z]\w+", code(page)))
+
+
+def keys(page: str) -> set[str]:
+    """Keys of the policy: `whenAbsent`, `body.maxBytes`, `match.engineFrom`."""
+    return set(re.findall(r"(?<![\w.])(?:when[A-Z]\w*|(?:match|body)\.[a-z]\w*)", code(page)))
+
+
+def paths(page: str) -> set[str]:
+    """Paths of the admin port: `localhost:9091/statusz`."""
+    text = code(page)
+    asked = [path for path in re.findall(r"localhost:9091(/[\w/.]*)", text) if path != "/"]
+    return {*asked, *re.findall(r"(?<![\w.)])(/admin/[\w/]+|/[a-z]+z)(?![\w/.])", text)}
+
+
+def values(page: str) -> set[tuple[str, str]]:
+    """`llm-d.ai/engine-type: vllm`, `"app": "llama-vllm"`: labels and what they are."""
+    said = re.findall(r"(?<![\w.-])\"?(llm-d\.ai/[\w.-]+|app)\"?(?:: ?|=)\"?([a-z][\w.-]*)", code(page))
+    return set(said)
+
+
+def defaults(page: str) -> set[tuple[str, int]]:
+    """`--metrics-port` (9090)."""
+    return {(flag, int(port)) for flag, port in re.findall(r"`(--[a-z-]+port)` \((\d+)\b", page)}
 
 
 def words(page: str) -> set[str]:
-    """Whatever stands alone in backticks with a hyphen in it, and all that begins with `owned-by-` or `owned-by.`."""
+    """What stands alone in backticks with a hyphen in it, what begins with `owned-by-` or `owned-by.`, Envoy's names."""
     rest = re.sub(r"^```.*?^```$", "", page, flags=re.DOTALL | re.MULTILINE)
     alone = re.findall(r"`([a-z][a-z0-9]*(?:[-.][a-z0-9]+)*-[a-z0-9.]*[a-z0-9])`", rest)
     ours = re.findall(r"(?<![\w./-])owned-by[-.][a-z][a-z-]*[a-z](?![\w.*-]*\.ya?ml)", code(page))
+    ours += re.findall(r"(?<![\w.])envoy\.(?:lb|filters\.http)(?:\.\w+)*(?![\w/])", code(page))
     return {word for word in (*alone, *ours) if not re.search(r"\.(ya?ml|md|json)$", word)}
 
 
@@ -114,6 +157,23 @@ def missing(name: str, page: Path, root: Path) -> bool:
 
 def spellings(page: str) -> Iterator[tuple[str, object]]:
     """Every name of a page with what it looks like."""
-    kinds = (flags, variables, labels, headers, metrics, ports, files, objects, words, images)
+    kinds = (
+        flags,
+        variables,
+        labels,
+        headers,
+        metrics,
+        ports,
+        files,
+        objects,
+        namespaces,
+        words,
+        images,
+        alerts,
+        keys,
+        paths,
+        values,
+        defaults,
+    )
     for kind in kinds:
         yield from ((kind.__name__, name) for name in sorted(kind(page)))  # type: ignore[type-var]

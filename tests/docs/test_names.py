@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every file, flag, variable, label, header, metric, port and object on our pages is one that there is.
+"""Every file, flag, variable, label, header, metric, port, path, key and object on our pages is one that there is.
 
 What there is: the manifests as kustomize makes them, the files of the guide, the program. Names of others are in foreign.py,
 with whose they are.
@@ -38,6 +38,12 @@ def unknown(text: str, page: Path) -> list[tuple[str, object]]:
         "words": known_words,
         "objects": there.objects | foreign.OBJECTS.keys(),
         "images": {IMAGE},
+        "namespaces": there.namespaces,
+        "alerts": there.alerts,
+        "keys": there.keys,
+        "paths": there.paths,
+        "values": there.values | foreign.VALUES.keys(),
+        "defaults": there.defaults,
     }
     written = mentions.written(text)
     return [
@@ -70,10 +76,27 @@ def test_every_name_is_one_that_there_is(page: Path) -> None:
         ("`routes.yaml.md`", ("files", "routes.yaml.md")),
         ("`kubectl apply -k manifests/overlays/staging`", ("files", "manifests/overlays/staging")),
         ("`kubectl logs deploy/ownedby`", ("objects", ("Deployment", "ownedby"))),
+        ("`kubectl logs deployment/ownedby`", ("objects", ("Deployment", "ownedby"))),
+        ("`kubectl create secret generic hf-tokne`", ("objects", ("Secret", "hf-tokne"))),
+        ("`kubectl get pods -n llm-d-muti-model`", ("namespaces", "llm-d-muti-model")),
+        ("`/labels/gateway.networking.k8s.io~1gatway-name`", ("labels", "gateway.networking.k8s.io/gatway-name")),
+        ("`kubectl port-forward deployment/owned-by 9019`", ("ports", 9019)),
+        ("`--envoy http://127.0.0.1:15001`", ("ports", 15001)),
+        ("`overlays/staging`", ("files", "overlays/staging")),
+        ("`localhost:9091/statsuz`", ("paths", "/statsuz")),
+        ("`POST /admin/discovery`", ("paths", "/admin/discovery")),
+        ("`/statsuz`", ("paths", "/statsuz")),
+        ("`llm-d.ai/engine-type: vlm`", ("values", ("llm-d.ai/engine-type", "vlm"))),
+        ("`app: llama-vlm`", ("values", ("app", "llama-vlm"))),
+        ("`--metrics-port` (9091)", ("defaults", ("--metrics-port", 9091))),
+        ("`k3d cluster delete llmd`", ("objects", ("Simple", "llmd"))),
+        ("the alert `OwnedByLongHint`", ("alerts", "OwnedByLongHint")),
+        ("`body.maxByte`", ("keys", "body.maxByte")),
         ("the EnvoyFilter `owned-by`", ("objects", ("EnvoyFilter", "owned-by"))),
         ("`{kind: Role, name: owned}`", ("objects", ("Role", "owned"))),
         ("`istio-befor`", ("words", "istio-befor")),
         ("`owned-by.befor` comes", ("words", "owned-by.befor")),
+        ("`envoy.lb.subset_hnit`", ("words", "envoy.lb.subset_hnit")),
         ("`docker build -t owned-by:9.9.9 .`", ("images", "owned-by:9.9.9")),
     ],
 )
@@ -92,6 +115,6 @@ def test_every_foreign_name_is_on_a_page() -> None:
     text = "\n".join(page.read_text() for page in PAGES)
     said = {str(name) for _, name in mentions.spellings(text)} | mentions.written(text)
     tables = (foreign.FLAGS, foreign.VARIABLES, foreign.LABELS, foreign.HEADERS, foreign.FILES, foreign.WORDS)
-    kept = {str(name) for table in (*tables, foreign.PORTS, foreign.OBJECTS) for name in table}
+    kept = {str(name) for table in (*tables, foreign.PORTS, foreign.OBJECTS, foreign.VALUES) for name in table}
 
     assert sorted(kept - said) == []

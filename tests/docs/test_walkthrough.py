@@ -3,15 +3,18 @@
 
 import re
 from collections import Counter
+from collections.abc import Collection
 
 import msgspec
 
 from extproc.demo.cases import LLAMA, QWEN
 from tests.docs.curl import Curl, commands
 from tests.docs.pages import ROOT, blocks
-from tests.docs.walkthrough import FOLDER, NAMESPACE, deployed, documents, of_kind
+from tests.docs.walkthrough import FOLDER, NAMESPACE, Json, deployed, documents, of_kind
+from tests.manifests.kustomize import build
 
 GUIDE = (ROOT / "docs" / "guides" / "llm-d-on-k3d.md").read_text()
+OVERLAY = ROOT / "manifests" / "overlays" / "dev"
 FIELDS = ("owned_by", "engine", "inference_server")
 
 
@@ -98,3 +101,42 @@ def test_the_page_applies_every_file_once() -> None:
     )
 
     assert Counter(applied) == Counter(path.name for path in FOLDER.iterdir())
+
+
+OTHERS = {"istiod": (500, 2048), "the Gateway's proxy": (100, 128), "CoreDNS": (100, 70), "metrics-server": (100, 70)}
+"""Thousandths of a core and MiB that pods of Istio's and k3s' own ask for, by their defaults."""
+
+
+def _asked(names: Collection[str], objects: Collection[Json]) -> tuple[int, int]:
+    """What the Deployments ask for, those of others among them: cores and GiB, rounded up."""
+    cores, memory = (sum(each) for each in zip(*OTHERS.values(), strict=True))
+    for each in objects:
+        if each["kind"] == "Deployment" and each["metadata"]["name"] in names:
+            for one in each["spec"]["template"]["spec"]["containers"]:
+                cpu, size = (one["resources"]["requests"][key] for key in ("cpu", "memory"))
+                cores += int(cpu.removesuffix("m")) * (1 if cpu.endswith("m") else 1000)
+                memory += int(size[:-2]) * {"Mi": 1, "Gi": 1024}[size[-2:]]
+    return -(-cores // 1000), -(-memory // 1024)
+
+
+def test_the_page_says_how_much_all_pods_ask_for() -> None:
+    objects = [*documents(), *build(OVERLAY)]
+    first = {"llama-vllm", "qwen-vllm", "owned-by", "multi-model-pool-epp"}
+
+    said = re.findall(r"(\d+) cores and (\d+) GiB", GUIDE)
+
+    assert [(int(cores), int(memory)) for cores, memory in said] == [
+        _asked(first, objects),
+        _asked({*first, "llama-sglang"}, objects),
+    ]
+
+
+def test_a_pod_that_asks_for_a_gpu_runs_where_there_is_one() -> None:
+    specs = {each["metadata"]["name"]: each["spec"]["template"]["spec"] for each in of_kind("Deployment")}
+    runtimes = {
+        name: spec.get("runtimeClassName")
+        for name, spec in specs.items()
+        if any("nvidia.com/gpu" in one["resources"].get("limits", {}) for one in spec["containers"])
+    }
+
+    assert runtimes == {"llama-sglang": "nvidia"}

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each fault of a chain in a real Envoy's dump, and the one finding that it must come to."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from extproc.demo.bootstrap import Bodies, Plan
-from extproc.doctor.findings import Check, Severity
+from extproc.doctor.chain import examine
+from extproc.doctor.dump import parse
+from extproc.doctor.findings import Check, Severity, in_order
 from tests.doctor.patients import (
     BEFORE,
     EPP,
@@ -20,6 +23,7 @@ from tests.doctor.patients import (
     cluster,
     complaints,
     config,
+    dump_of,
     filters,
     found,
     ill,
@@ -725,7 +729,18 @@ async def test_a_route_to_a_service_leaves_neither_anchor_nor_filter(tmp_path: P
     anchor, ours = complaints(await found(ill(BEFORE, service_route), tmp_path))
 
     assert anchor == line("error", "anchor", "", f"no listener has the EPP's filter, `{EPP}`", NO_POOL)
-    assert ours == line("error", "filter", "", "no listener has a filter of ours", INSTALL)
+    assert ours == line(
+        "error", "filter", "", "no listener has a filter of ours", f"is it that gateway's Envoy? Then {INSTALL}"
+    )
+
+
+async def test_without_clusters_no_route_is_said_to_lead_to_no_pool(tmp_path: Path) -> None:
+    dump = json.loads(await dump_of(ill(BEFORE, nothing), tmp_path))
+    dump["configs"] = [each for each in dump["configs"] if not each["@type"].endswith("ClustersConfigDump")]
+    findings = in_order(examine(parse(json.dumps(dump).encode())))
+
+    why = "not checked: the dump has no clusters; take a whole one, as /config_dump answers"
+    assert complaints(findings) == [f"skipped  routes        {why}", f"skipped  cluster       {why}"]
 
 
 WHOLE = {

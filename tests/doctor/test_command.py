@@ -31,6 +31,7 @@ from extproc.doctor.findings import (
     text,
     warning,
 )
+from extproc.doctor.probes import CHAT
 from tests.kubernetes.credentials import Credentials
 from tests.server.serving import served
 
@@ -65,6 +66,7 @@ class TestUsage:
             (["--gateway", "ftp://gateway"], "'--gateway': `ftp://gateway` is not a URL such as http://127.0.0.1:8080"),
             (["--gateway", "http://a:b"], "'--gateway': `http://a:b` is not a URL: "),
             (["--gateway", "http://me:pass@a"], "'--gateway': a URL must not hold credentials: give them with -H"),
+            (["--gateway", "http://a/v1/"], "'--gateway': `http://a/v1/` ends with `/v1`, which each request brings"),
             (["--gateway", "http://a/?b=c"], "'--gateway': `http://a/?b=c` has a query: give the URL without it"),
             (
                 ["--gateway", "http://127.0.0.1:9", "-H", "nonsense"],
@@ -176,6 +178,10 @@ class TestGateways:
                 "error    gateway       it wants credentials (status 401); give them with -H",
             ),
             (
+                PlainTextResponse("RBAC: access denied", 403),
+                f"error    gateway       it forbids POST {CHAT} (status 403); give credentials with -H, or let it through",
+            ),
+            (
                 Response(status_code=404),
                 f"error    gateway       it has no route for POST /v1/chat/completions at this host; {HOSTS}",
             ),
@@ -188,6 +194,13 @@ class TestGateways:
         assert code == 1
         assert output.splitlines()[0] == expected
         assert "do-not-show-this" not in output
+
+    async def test_an_empty_answer_that_is_no_error_is_not_envoys(self) -> None:
+        async with answering(Response()) as url:
+            code, output = await doctor("--gateway", url)
+
+        assert code == 1
+        assert "an owner that nobody has was answered with status 200, and not by us; our filter does not run" in output
 
     async def test_a_gateway_that_hangs_is_a_finding(self) -> None:
         async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -211,7 +224,7 @@ class TestGateways:
             code, output = await doctor("--gateway", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
 
         assert code == 1
-        assert output.startswith("error    gateway       no HTTP answer: ")
+        assert output.startswith("error    gateway       no answer in HTTP/1.1: ")
         assert "do-not-show-this" not in output
 
     async def test_the_headers_are_for_the_gateway_and_for_nobody_else(self) -> None:

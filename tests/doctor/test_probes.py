@@ -24,8 +24,10 @@ GIVE = "give --envoy and --admin"
 AWAY = "is our server up (see `cluster`)? On Envoy 1.37 and newer an EPP that refuses connections does that, too"
 NOT_SEEN = (
     "our filter does not run on this route (see `filter` and `routes`), or it fails open and our server is away, or the route "
-    "leads to no pool that we know (our log: `not-a-pool`, `pool-unknown`)"
+    "leads to no pool that we know (our log: `not-a-pool`, `pool-unknown`), or its path is none of the policy's `paths` "
+    "(`path-not-interpreted`)"
 )
+ELSEWHERE = " (a policy that reads owners elsewhere is known by --admin)"
 UNSEEN = [
     f"skipped  {check:<13} not checked: no request reaches us"
     for check in ("owner-query", "owner-body", "body-limit", "models")
@@ -108,7 +110,7 @@ async def test_without_our_filter_nothing_reaches_us(pods: Stage, tmp_path: Path
         findings = await outside(envoy)
 
     what = "an owner that nobody has was answered with status 200, and not by us"
-    assert of(findings, Check.OWNER_HEADER) == [f"error    owner-header  {what}; {NOT_SEEN}"]
+    assert of(findings, Check.OWNER_HEADER) == [f"error    owner-header  {what}; {NOT_SEEN}{ELSEWHERE}"]
     assert [line for line in complaints(findings) if "no request" in line] == UNSEEN
 
 
@@ -127,7 +129,7 @@ async def test_a_server_that_is_down_behind_a_filter_that_fails_open_is_not_seen
         findings = await outside(envoy)
 
     what = "an owner that nobody has was answered with status 200, and not by us"
-    assert of(findings, Check.OWNER_HEADER) == [f"error    owner-header  {what}; {NOT_SEEN}"]
+    assert of(findings, Check.OWNER_HEADER) == [f"error    owner-header  {what}; {NOT_SEEN}{ELSEWHERE}"]
 
 
 async def test_an_epp_that_refuses_empties_our_answers(pods: Stage, tmp_path: Path, nobody: int) -> None:
@@ -193,7 +195,7 @@ async def test_a_body_that_may_not_be_asked_for_does_not_reach_us(pods: Stage, t
     async with gateway(chain(pods), tmp_path, fault) as envoy:
         findings = await outside(envoy)
 
-    fix = "see `modes`: we must be allowed to ask for the body"
+    fix = f"see `modes`: we must be allowed to ask for the body{ELSEWHERE}"
     assert of(findings, Check.OWNER_BODY) == [
         f"error    owner-body    `owned_by` in a JSON body does not reach us; {fix}"
     ]
@@ -215,7 +217,7 @@ async def test_a_query_that_is_kept_from_us_is_told(pods: Stage, tmp_path: Path)
     async with gateway(chain(pods), tmp_path, fault) as envoy:
         findings = await outside(envoy)
 
-    fix = "does the route keep the query, and may our filter see `:path`?"
+    fix = f"does the route keep the query, and may our filter see `:path`?{ELSEWHERE}"
     assert of(findings, Check.OWNER_QUERY) == [f"error    owner-query   `?owned_by=` does not reach us; {fix}"]
 
 
@@ -256,6 +258,57 @@ async def test_a_destination_that_a_client_names_is_obeyed_where_nobody_strips_i
     what = "with `x-gateway-destination-endpoint: 127.0.0.1:1` a request is a 503, without it a 200"
     fix = "let a filter remove that header before the pool's cluster reads it (ours does, where it runs)"
     assert of(findings, Check.SPOOFED) == [f"error    spoofed       {what}; {fix}"]
+
+
+async def test_a_path_behind_a_prefix_may_be_none_that_the_policy_is_for(pods: Stage, tmp_path: Path) -> None:
+    def fault(document: Json) -> None:
+        (all_of_it,) = manager(document)["route_config"]["virtual_hosts"][0]["routes"]
+        all_of_it["match"] = {"prefix": "/llm/"}
+        all_of_it["route"]["prefix_rewrite"] = "/"
+
+    async with gateway(chain(pods), tmp_path, fault) as envoy:
+        findings = await visit(Patient(gateway=f"{url(envoy.port)}/llm"))
+
+    what = "an owner that nobody has was answered with status 200, and not by us"
+    assert of(findings, Check.OWNER_HEADER) == [f"error    owner-header  {what}; {NOT_SEEN}{ELSEWHERE}"]
+
+
+@pytest.mark.parametrize("requests", [1, 3, 8, 18])
+async def test_a_gateway_that_limits_requests_is_not_said_to_lose_what_it_has_not_let_in(
+    pods: Stage, tmp_path: Path, requests: int
+) -> None:
+    def fault(document: Json) -> None:
+        always = {"default_value": {"numerator": 100}}
+        limit = {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+            "stat_prefix": "limit",
+            "token_bucket": {"max_tokens": requests, "tokens_per_fill": 1, "fill_interval": "3600s"},
+            "filter_enabled": always,
+            "filter_enforced": always,
+        }
+        manager(document)["http_filters"].insert(0, {"name": "limit", "typed_config": limit})
+
+    async with gateway(chain(pods), tmp_path, fault) as envoy:
+        findings = await outside(envoy)
+
+    what = "it has too many requests (status 429), and what is not told here is not known"
+    fix = "let as many requests pass, or ask again when there is less to do; give credentials with -H"
+    assert [each.line for each in findings if each.severity is Severity.ERROR] == [
+        f"error    gateway       {what}; {fix}"
+    ]
+    assert of(findings, Check.SPOOFED) == []
+
+
+async def test_what_is_kept_out_before_a_pool_says_nothing_of_a_spoofed_destination(
+    pods: Stage, tmp_path: Path
+) -> None:
+    def fault(document: Json) -> None:
+        manager(document)["route_config"]["virtual_hosts"][0]["require_tls"] = "ALL"  # ours answers before that
+
+    async with gateway(chain(pods), tmp_path, fault) as envoy:
+        findings = await outside(envoy)
+
+    assert of(findings, Check.SPOOFED) == ["skipped  spoofed       not checked: without it the answer is a 301 already"]
 
 
 async def test_a_filter_that_runs_only_when_asked_is_no_broken_link(pods: Stage, tmp_path: Path) -> None:
@@ -313,11 +366,72 @@ async def test_a_policy_with_names_of_its_own_is_asked_by_them(tmp_path: Path) -
     assert of(findings, Check.OWNER_BODY) == ["ok       owner-body    `by` in a JSON body reaches us"]
 
 
+@pytest.mark.parametrize("source", ["query: [by]", "body: [by]"])
+async def test_who_served_is_asked_for_where_the_policy_reads_an_owner(tmp_path: Path, source: str) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        rest = "query: [], " if source.startswith("body") else ""
+        other = await stage(stack, tmp_path, hosts(1), hold=False, rules=f", sources: {{headers: [], {rest}{source}}}")
+        findings = await seen(other, await other.envoy(chain(other)))
+
+    assert [line for line in complaints(findings) if "skipped" not in line] == []
+    assert of(findings, Check.SERVED) == [
+        "ok       served        all 8 requests were served by endpoints of the owner that they named"
+    ]
+
+
+async def test_a_policy_that_is_not_known_may_read_another_query(tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        other = await stage(stack, tmp_path, hosts(1), hold=False, rules=", sources: {query: [by]}")
+        findings = await outside(await other.envoy(chain(other)))
+
+    fix = f"does the route keep the query, and may our filter see `:path`?{ELSEWHERE}"
+    assert of(findings, Check.OWNER_QUERY) == [f"error    owner-query   `?owned_by=` does not reach us; {fix}"]
+
+
+async def test_where_no_model_is_listed_nobody_is_said_to_serve_one(tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        away = await stage(stack, tmp_path, hosts(1), hold=False, unready=("vllm-0", "sglang-0"))
+        findings = await outside(await away.envoy(chain(away)))
+
+    assert of(findings, Check.SERVED) == [
+        "skipped  served        not checked: no model is listed that could be asked for"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("check", "what"),
+    [
+        (Check.BODY_LIMIT, "a body of 256 KiB is a 504, and not ours, one of 128 KiB is"),
+        (Check.MODELS, "GET /v1/models is answered with status 504, and not by us"),
+    ],
+)
+async def test_what_envoy_answers_in_our_stead_is_no_limit_and_no_matcher(
+    pods: Stage, tmp_path: Path, check: Check, what: str
+) -> None:
+    """A gateway that gives up where it has waited too long: for a long body here, or for a list."""
+
+    def fault(document: Json) -> None:
+        long = {"name": "content-length", "range_match": {"start": 200_000, "end": 1 << 30}}
+        listed = {"name": ":path", "string_match": {"prefix": "/v1/models"}}
+        late = {
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault",
+            "abort": {"http_status": 504, "percentage": {"numerator": 100}},
+            "headers": [long if check is Check.BODY_LIMIT else listed],
+        }
+        manager(document)["http_filters"].insert(0, {"name": "late", "typed_config": late})
+
+    async with gateway(chain(pods), tmp_path, fault) as envoy:
+        findings = await outside(envoy)
+
+    fix = "is our server slow or away? See `failures` and `cluster`"
+    assert of(findings, check) == [f"error    {check:<13} {what}; {fix}"]
+
+
 async def test_a_gateway_that_nobody_is_at_is_a_finding(nobody: int) -> None:
     findings = await visit(Patient(gateway=url(nobody), envoy=url(nobody), admin=url(nobody)))
 
     assert [each.line for each in findings if each.severity is Severity.ERROR] == [
-        "error    gateway       cannot connect: Connection refused; is that its address, and is it up?",
+        "error    gateway       cannot connect: Connection refused; is that its address (http or https?), and is it up?",
         "error    envoy         its admin port: cannot connect: Connection refused; check --envoy",
         "error    server        its admin port: cannot connect: Connection refused; check --admin",
     ]

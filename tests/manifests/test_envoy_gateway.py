@@ -46,11 +46,17 @@ def rendered(folder: Path, *patches: Json) -> list[Json]:
     return [*deployed(folder, ["envoy-gateway"], namespace="team", patches=patches), route()]
 
 
-def envoy_of(documents: list[Json], pods: Stage, ours: int, gateway: str = "llm-d-inference-gateway") -> Json:
-    """The Envoy of a Gateway (another name: one that no ClientTrafficPolicy targets)."""
+def envoy_of(
+    documents: list[Json],
+    pods: Stage,
+    ours: int,
+    gateway: str = "llm-d-inference-gateway",
+    epp: Endpoints | None = None,
+) -> Json:
+    """The Envoy of a Gateway (another name: one that no ClientTrafficPolicy targets), and where its EPP is."""
     services: dict[str, Endpoints] = {
         "owned-by:9002": [("127.0.0.1", ours)],
-        "multi-model-pool-epp:9002": [("127.0.0.1", pods.epp.port)],
+        "multi-model-pool-epp:9002": [("127.0.0.1", pods.epp.port)] if epp is None else epp,
         "owned-by-pool:8000": pods.pool,
     }
     return translated(documents, services, gateway=gateway)
@@ -191,6 +197,14 @@ async def test_without_the_program_nothing_passes_unless_it_is_said(
         answer = await ask(envoy.port, chat("vllm", "header").request)
 
     assert answer.status == status
+
+
+async def test_without_the_epp_there_is_no_guard(pods: Stage, tmp_path: Path) -> None:
+    document = envoy_of(rendered(tmp_path / "it"), pods, pods.server.grpc_port, epp=[])
+    async with Envoy(document, tmp_path) as envoy:
+        answer = await ask(envoy.port, chat("vllm", "header").request)
+
+    assert answer.status == 500
 
 
 async def test_a_processor_that_streams_cannot_fail_open(pods: Stage, tmp_path: Path) -> None:
