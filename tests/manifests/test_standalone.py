@@ -243,6 +243,32 @@ async def test_a_client_does_not_choose_the_address(pods: Stage, gateway: int) -
     assert seen["x-gateway-destination-endpoint"] in of_engine(pods, "sglang")
 
 
+@pytest.mark.parametrize("path", ["/web/../v1/chat/completions", "//v1//chat/completions"])
+async def test_another_spelling_of_the_path_does_not_pass_us_by(gateway: int, path: str) -> None:
+    request = Request("POST", path, (JSON, ("x-owned-by", "sglang")), b'{"model": "m"}')
+    answers = [await ask(gateway, request) for _ in range(12)]
+
+    assert {(each.status, each.headers["x-served-by"][:-2]) for each in answers} == {(200, "sglang")}
+
+
+async def test_the_access_log_says_what_was_decided_and_no_query(
+    pods: Stage, configuration: Json, tmp_path: Path
+) -> None:
+    document = placed(configuration, ours=pods.server.grpc_port, picker=pods.epp.port)
+    async with Envoy(document, tmp_path) as envoy:
+        await ask(envoy.port, Request("POST", f"{CHAT}?owned_by=sglang&key=secret", (JSON,), b'{"model": "m"}'))
+    lines = [json.loads(each) for each in envoy.log.read_text().splitlines() if each.startswith("{")]
+
+    assert [(each["path"], each["owner"], each["reason"]) for each in lines] == [(CHAT, "sglang", "owner-matched")]
+
+
+async def test_as_many_requests_as_there_are_may_be_decided_at_once(configuration: Json) -> None:
+    limits = {name: each.get("circuit_breakers") for name, each in clusters(configuration).items() if name != "admin"}
+    most = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), 100_000)
+
+    assert limits == {name: {"thresholds": [most]} for name in ("owned-by", "epp", "pool")}
+
+
 async def test_an_owner_that_nobody_is_gets_our_404(gateway: int) -> None:
     answer = await ask(gateway, chat("tgi", "last key").request)
 
