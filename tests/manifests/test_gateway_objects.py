@@ -141,6 +141,8 @@ def test_an_answer_may_take_as_long_as_it_takes(tmp_path: Path) -> None:
     standalone = one(made["llm-d-standalone"], "ConfigMap", "owned-by-envoy")["data"]["envoy.yaml"]
 
     assert [each["timeouts"] for each in rules if "backendRefs" in each] == [{"request": "0s"}] * 3
+    epp = one(made["envoy-gateway"], "EnvoyExtensionPolicy", "owned-by")["spec"]["extProc"][1]
+    assert epp["messageTimeout"] == "300s"  # who waits in the EPP's queue
     assert policy["timeout"] == {"http": {"requestTimeout": "0s"}}
     assert "route: {cluster: pool, timeout: 0s}" in standalone
 

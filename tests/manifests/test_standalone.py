@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 ONE = ", destinations: 1"
 PORTS = {"gateway": 8081, "readiness": 19001}
 """What the chart's Service and its probe expect."""
+ADMIN = [("POST", "/quitquitquit"), ("GET", "/config_dump"), ("POST", "/stats/prometheus/../../quitquitquit")]
 
 
 class SecurePicker(epp.EndpointPicker):
@@ -192,6 +193,15 @@ async def test_ports_and_addresses_are_those_of_the_chart_and_of_our_service(con
     }
 
 
+async def test_envoy_sees_every_pod_of_ours_and_not_one_address_for_all(tmp_path: Path) -> None:
+    """A connection is kept: behind one address, one pod would decide everything."""
+    documents = rendered(tmp_path / "it")
+    spec = one(documents, "Service", "owned-by")["spec"]
+    ours = clusters(shipped(documents))["owned-by"]
+
+    assert (spec["clusterIP"], ours["type"], ours["lb_policy"]) == ("None", "STRICT_DNS", "LEAST_REQUEST")
+
+
 async def test_no_field_is_newer_than_the_charts_envoy(configuration: Json) -> None:
     """Of what our filters have elsewhere, `status_on_error` alone is newer (1.36): facts/envoy.md, Version facts."""
     assert "status_on_error" not in json.dumps(configuration)
@@ -215,8 +225,10 @@ async def test_the_charts_probe_finds_it_ready(pods: Stage, configuration: Json,
             each["local_address"]["socket_address"]["port_value"] for each in listed if each["name"] == "readiness"
         )
         answer = await send(port, "GET", "/ready")
+        others = [await send(port, method, path) for method, path in ADMIN]
 
     assert answer.status == 200
+    assert {each.status for each in others} == {404}  # Envoy's own admin pages are for the pod alone
 
 
 @pytest.mark.parametrize("place", ["header", "query", "first key", "last key"])
