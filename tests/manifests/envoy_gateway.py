@@ -20,6 +20,11 @@ _BODIES: Final = {
     "BufferedPartial": "BUFFERED_PARTIAL",
     "FullDuplexStreamed": "FULL_DUPLEX_STREAMED",
 }
+_LIMITS: Final = {
+    "maxConnections": "max_connections",
+    "maxPendingRequests": "max_pending_requests",
+    "maxParallelRequests": "max_requests",
+}
 _BALANCERS: Final = {"RoundRobin": "round_robin", "LeastRequest": "least_request", "Random": "random"}
 
 
@@ -46,10 +51,11 @@ def translated(documents: list[Json], services: Mapping[str, Endpoints], *, gate
                 services[f"{service['name']}:{service['port']}"],
                 http2=True,
                 per_connection_buffer_limit_bytes=BUFFER,
+                **_breakers(only(processor.get("backendSettings", {}), "circuitBreaker")),
             )
         )
         enabled[f"envoy.filters.http.ext_proc/{policy}"] = typed("config.route.v3.FilterConfig", config={})
-    only(backend, "targetRefs", "loadBalancer", "timeout")
+    only(backend, "targetRefs", "loadBalancer", "circuitBreaker", "timeout")
     routes = []
     for index, (match, rule) in enumerate(route_matches(only(route["spec"], "parentRefs", "rules")["rules"])):
         only(rule, "matches", "backendRefs")
@@ -57,7 +63,9 @@ def translated(documents: list[Json], services: Mapping[str, Endpoints], *, gate
         called = f"httproute/{namespace}/{name}/rule/{index}"
         members = services[f"{service['name']}:{service['port']}"]
         balancing = _balancing(backend.get("loadBalancer", {"type": "LeastRequest"}))
-        clusters.append(cluster(called, members, per_connection_buffer_limit_bytes=BUFFER, **balancing))
+        clusters.append(
+            cluster(called, members, per_connection_buffer_limit_bytes=BUFFER, **balancing, **_breakers(backend))
+        )
         action = {"cluster": called, "upgrade_configs": [{"upgrade_type": "websocket"}], **_timeout(backend)}
         routes.append({"match": match, "route": action, "typed_per_filter_config": enabled})
     limit = only(only(client, "targetRefs", "connection").get("connection", {}), "bufferLimit").get(
@@ -76,7 +84,7 @@ def _policy(documents: list[Json], kind: str, target: str, name: str) -> Json:
 
 
 def _filter(processor: Json, target: str, authority: str) -> Json:
-    only(processor, "backendRefs", "failOpen", "messageTimeout", "processingMode", "metadata")
+    only(processor, "backendRefs", "backendSettings", "failOpen", "messageTimeout", "processingMode", "metadata")
     mode = only(processor.get("processingMode", {}), "request", "response", "allowModeOverride")
     metadata = only(processor.get("metadata", {}), "accessibleNamespaces", "writableNamespaces")
     modes: Json = {}
@@ -124,6 +132,12 @@ def _balancing(said: Json) -> Json:
 def _balancer(name: str, kind: str, **fields: object) -> Json:
     config = typed(f"extensions.load_balancing_policies.{name}.v3.{kind}", **fields)
     return {"typed_extension_config": {"name": f"envoy.load_balancing_policies.{name}", "typed_config": config}}
+
+
+def _breakers(said: Json) -> Json:
+    """The limits of a cluster, Envoy's own where nothing is said."""
+    limits = only(said.get("circuitBreaker", {}), *_LIMITS)
+    return {"circuit_breakers": {"thresholds": [{_LIMITS[name]: value for name, value in limits.items()}]}}
 
 
 def _timeout(backend: Json) -> Json:

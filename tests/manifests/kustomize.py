@@ -24,17 +24,25 @@ def build(folder: Path) -> list[Json]:
 
 
 def deployed(
-    folder: Path, components: Sequence[str] = (), *, namespace: str = "llm-d", patches: Sequence[Json] = ()
+    folder: Path,
+    components: Sequence[str] = (),
+    *,
+    namespace: str = "llm-d",
+    patches: Sequence[Json] = (),
+    objects: Sequence[Json] = (),
 ) -> list[Json]:
     """The documents of `base` in a namespace, with components, as an operator's two layers have them.
 
-    `folder` is an empty one or not there yet; both layers are written there; `patches` are those of the outer layer.
+    `folder` is an empty one or not there yet; both layers are written there; `patches` and `objects` are those of the
+    outer layer.
     """
     program = folder / "program"
     program.mkdir(parents=True)
     _write(program, namespace=namespace, resources=[_from(program, "base")])
     listed = [_from(folder, f"components/{name}") for name in components]
-    _write(folder, resources=["program"], components=listed, patches=list(patches))
+    (folder / "objects.yaml").write_text(yaml.safe_dump_all(objects))
+    resources = ["program", *(["objects.yaml"] if objects else [])]
+    _write(folder, resources=resources, components=listed, patches=list(patches))
     return build(folder)
 
 

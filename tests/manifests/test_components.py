@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each component that needs no gateway adds to `base`, and that one does not undo another."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 from extproc.cli import main
 from extproc.flags import refuse_contradictions
 from tests.manifests.kustomize import ROOT, deployed, one
+from tests.manifests.schema import faults
 
 Json = dict[str, Any]
 
@@ -139,6 +141,20 @@ class TestNetworkPolicy:
 
         assert spec["ingress"][0]["from"] == [_of("gateways") | {"podSelector": {"matchLabels": GATEWAY}}]
 
+    def test_envoy_gateways_envoys_are_reached_by_the_patch_that_the_component_shows(self, tmp_path: Path) -> None:
+        text = (ROOT / "components" / "network-policy" / "kustomization.yaml").read_text()
+        shown = re.search(r"^#   (patches:\n(?:#   .*\n)+)", text, re.MULTILINE)
+        assert shown
+        patches = yaml.safe_load(shown[1].replace("\n#   ", "\n"))["patches"]
+        policy = one(deployed(tmp_path, ["network-policy"], patches=patches), "NetworkPolicy", "owned-by")
+        envoys = {"gateway.envoyproxy.io/owning-gateway-name": "llm-d-inference-gateway"}
+
+        assert faults(policy) == []
+        assert policy["spec"]["ingress"][0] == {
+            "from": [_of("envoy-gateway-system") | {"podSelector": {"matchLabels": envoys}}],
+            "ports": _tcp(9002),
+        }
+
 
 class TestAdminReadonly:
     """Nobody changes the routing."""
@@ -180,6 +196,10 @@ class TestTls:
         rule = one(deployed(tmp_path, ["istio-before", "tls"]), "DestinationRule", "owned-by")
 
         assert rule["spec"]["trafficPolicy"]["tls"] == {"mode": "SIMPLE", "insecureSkipVerify": True}
+
+    def test_it_is_refused_with_an_envoy_that_would_go_on_speaking_plain(self, tmp_path: Path) -> None:
+        with pytest.raises(AssertionError, match=r"/data/envoy\.yaml"):
+            deployed(tmp_path, ["llm-d-standalone", "tls"])
 
 
 def _of(namespace: str) -> Json:

@@ -134,6 +134,14 @@ async def test_the_epp_gets_the_hint_as_a_list_and_its_pick_serves(
     assert (answer.status, pods.pods.address(answer.headers["x-served-by"])) == (200, seen.pick)
 
 
+async def test_envoys_own_limit_of_1024_holds_for_none_of_the_three(pods: Stage, tmp_path: Path) -> None:
+    document = envoy_of(rendered(tmp_path / "it", PATIENT), pods, pods.server.grpc_port)
+    limits = [each["circuit_breakers"]["thresholds"] for each in document["static_resources"]["clusters"]]
+    most = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), 100_000)
+
+    assert limits == [[most]] * 3
+
+
 async def test_of_a_list_of_picks_the_first_serves(pods: Stage, gateway: int) -> None:
     pods.epp.destinations = 2
     try:

@@ -128,3 +128,30 @@ def test_what_the_api_does_not_have_is_a_fault(
 
     assert faults(document) == []
     assert len(faults(changed(document, path, value))) == 1
+
+
+def test_an_answer_may_take_as_long_as_it_takes(tmp_path: Path) -> None:
+    """Envoy's own fifteen seconds are for an answer to its end."""
+    folders = {component: tmp_path / component for component in OURS}
+    for folder in folders.values():
+        folder.mkdir()
+    made = {component: rendered(folder, component) for component, folder in folders.items()}
+    rules = one(made["kgateway"], "HTTPRoute", "owned-by")["spec"]["rules"]
+    policy = one(made["envoy-gateway"], "BackendTrafficPolicy", "owned-by")["spec"]
+    standalone = one(made["llm-d-standalone"], "ConfigMap", "owned-by-envoy")["data"]["envoy.yaml"]
+
+    assert [each["timeouts"] for each in rules if "backendRefs" in each] == [{"request": "0s"}] * 3
+    epp = one(made["envoy-gateway"], "EnvoyExtensionPolicy", "owned-by")["spec"]["extProc"][1]
+    assert epp["messageTimeout"] == "300s"  # who waits in the EPP's queue
+    assert policy["timeout"] == {"http": {"requestTimeout": "0s"}}
+    assert "route: {cluster: pool, timeout: 0s}" in standalone
+
+
+def test_the_service_that_stands_for_the_pool_has_its_pods_and_no_address(tmp_path: Path) -> None:
+    spec = one(rendered(tmp_path, "envoy-gateway"), "Service", "owned-by-pool")["spec"]
+
+    assert spec == {
+        "clusterIP": "None",
+        "selector": {"llm-d.ai/inference-serving": "true"},
+        "ports": [{"name": "http", "port": 8000, "targetPort": 8000, "appProtocol": "http"}],
+    }

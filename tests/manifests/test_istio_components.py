@@ -158,6 +158,16 @@ def test_the_pickers_rule_is_that_of_istio_before() -> None:
     assert rules[0] == rules[1]
 
 
+@pytest.mark.parametrize("component", ["istio-before", "istio-picker"])
+def test_as_many_requests_as_there_are_may_be_decided_at_once(tmp_path: Path, component: str) -> None:
+    config = placed(around(), [*deployed(tmp_path, [component]), *routed((component,))])
+    (ours,) = (each for each in config["static_resources"]["clusters"] if "||owned-by.llm-d" in each["name"])
+    (limits,) = ours["circuit_breakers"]["thresholds"]
+
+    assert {limits[name] for name in ("max_connections", "max_pending_requests", "max_requests")} == {100_000}
+    assert ours["connect_timeout"] == "1s"
+
+
 class TestFailOpen:
     """It turns every filter of ours and touches nothing else."""
 

@@ -5,10 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
+import yaml
+
 from extproc.policy.config import default_policy
 from extproc.policy.loading import parse_policy
 from tests.docs.pages import blocks
-from tests.manifests.kustomize import ROOT, build, one
+from tests.manifests.kustomize import ROOT, build, deployed, one
 from tests.manifests.schema import wrong
 
 README = (ROOT / "README.md").read_text()
@@ -39,6 +41,24 @@ def test_the_example_builds_in_its_two_layers(tmp_path: Path) -> None:
     assert one(documents, "ConfigMap", "owned-by")["data"] == {"policy.yaml": "another\n"}
     assert one(documents, "NetworkPolicy", "owned-by")["metadata"]["namespace"] == "gateway"
     assert one(documents, "RoleBinding", "owned-by-discovery")["metadata"]["namespace"] == "team-a"
+    asked = one(documents, "NetworkPolicy", "owned-by")["spec"]["egress"][0]["to"]
+    places = [each["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for each in asked]
+    assert places == ["gateway", "team-a"]  # as --namespaces
+
+
+def test_a_second_binding_stands_beside_the_one_that_the_example_moves(tmp_path: Path) -> None:
+    shipped = ROOT / "components" / "several-namespaces" / "rolebindings.yaml"
+    copied = yaml.safe_load(shipped.read_text())
+    copied["metadata"]["namespace"] = "team-b"
+    example = next(block.text for block in blocks(README) if block.text.startswith("# all/"))
+    patches = [each for each in yaml.safe_load(example)["patches"] if each["target"]["kind"] == "RoleBinding"]
+    documents = deployed(tmp_path, ["several-namespaces"], patches=patches, objects=[copied])
+    bindings = [each for each in documents if each["metadata"]["name"] == "owned-by-discovery" and "subjects" in each]
+
+    assert sorted(each["metadata"]["namespace"] for each in bindings) == ["team-a", "team-b"]
+    assert [each["subjects"] for each in bindings] == [
+        [{"kind": "ServiceAccount", "name": "owned-by", "namespace": "llm-d"}]
+    ] * 2
 
 
 def test_the_policy_that_is_shipped_is_what_holds_without_one() -> None:

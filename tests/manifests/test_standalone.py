@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 ONE = ", destinations: 1"
 PORTS = {"gateway": 8081, "readiness": 19001}
 """What the chart's Service and its probe expect."""
+ADMIN = [("POST", "/quitquitquit"), ("GET", "/config_dump"), ("POST", "/stats/prometheus/../../quitquitquit")]
 
 
 class SecurePicker(epp.EndpointPicker):
@@ -192,6 +193,15 @@ async def test_ports_and_addresses_are_those_of_the_chart_and_of_our_service(con
     }
 
 
+async def test_envoy_sees_every_pod_of_ours_and_not_one_address_for_all(tmp_path: Path) -> None:
+    """A connection is kept: behind one address, one pod would decide everything."""
+    documents = rendered(tmp_path / "it")
+    spec = one(documents, "Service", "owned-by")["spec"]
+    ours = clusters(shipped(documents))["owned-by"]
+
+    assert (spec["clusterIP"], ours["type"], ours["lb_policy"]) == ("None", "STRICT_DNS", "LEAST_REQUEST")
+
+
 async def test_no_field_is_newer_than_the_charts_envoy(configuration: Json) -> None:
     """Of what our filters have elsewhere, `status_on_error` alone is newer (1.36): facts/envoy.md, Version facts."""
     assert "status_on_error" not in json.dumps(configuration)
@@ -215,8 +225,10 @@ async def test_the_charts_probe_finds_it_ready(pods: Stage, configuration: Json,
             each["local_address"]["socket_address"]["port_value"] for each in listed if each["name"] == "readiness"
         )
         answer = await send(port, "GET", "/ready")
+        others = [await send(port, method, path) for method, path in ADMIN]
 
     assert answer.status == 200
+    assert {each.status for each in others} == {404}  # Envoy's own admin pages are for the pod alone
 
 
 @pytest.mark.parametrize("place", ["header", "query", "first key", "last key"])
@@ -241,6 +253,32 @@ async def test_a_client_does_not_choose_the_address(pods: Stage, gateway: int) -
     assert answer.headers["x-served-by"].startswith("sglang")
     assert set(seen) & set(SPOOFABLE) == {"x-gateway-destination-endpoint"}  # the EPP's own
     assert seen["x-gateway-destination-endpoint"] in of_engine(pods, "sglang")
+
+
+@pytest.mark.parametrize("path", ["/web/../v1/chat/completions", "//v1//chat/completions"])
+async def test_another_spelling_of_the_path_does_not_pass_us_by(gateway: int, path: str) -> None:
+    request = Request("POST", path, (JSON, ("x-owned-by", "sglang")), b'{"model": "m"}')
+    answers = [await ask(gateway, request) for _ in range(12)]
+
+    assert {(each.status, each.headers["x-served-by"][:-2]) for each in answers} == {(200, "sglang")}
+
+
+async def test_the_access_log_says_what_was_decided_and_no_query(
+    pods: Stage, configuration: Json, tmp_path: Path
+) -> None:
+    document = placed(configuration, ours=pods.server.grpc_port, picker=pods.epp.port)
+    async with Envoy(document, tmp_path) as envoy:
+        await ask(envoy.port, Request("POST", f"{CHAT}?owned_by=sglang&key=secret", (JSON,), b'{"model": "m"}'))
+    lines = [json.loads(each) for each in envoy.log.read_text().splitlines() if each.startswith("{")]
+
+    assert [(each["path"], each["owner"], each["reason"]) for each in lines] == [(CHAT, "sglang", "owner-matched")]
+
+
+async def test_as_many_requests_as_there_are_may_be_decided_at_once(configuration: Json) -> None:
+    limits = {name: each.get("circuit_breakers") for name, each in clusters(configuration).items() if name != "admin"}
+    most = dict.fromkeys(("max_connections", "max_pending_requests", "max_requests"), 100_000)
+
+    assert limits == {name: {"thresholds": [most]} for name in ("owned-by", "epp", "pool")}
 
 
 async def test_an_owner_that_nobody_is_gets_our_404(gateway: int) -> None:
