@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests: no proxy, nothing of OpenTelemetry's, and one Hypothesis profile: the same examples each time, no timing."""
+"""For all tests: no proxy, nothing of OpenTelemetry's, the same Hypothesis examples each time, and a port of nobody's."""
 
 import os
+import socket
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 for variable in ("http_proxy", "https_proxy", "all_proxy"):  # no test asks anybody but this machine
@@ -21,3 +24,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("owned-by")
+
+
+@pytest.fixture
+def nobody() -> Iterator[int]:
+    """A port of 127.0.0.1 at which connections are refused: it is bound, and nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]

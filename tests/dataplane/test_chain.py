@@ -3,9 +3,8 @@
 
 import contextlib
 import json
-import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -37,14 +36,6 @@ async def alive(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
     async with contextlib.AsyncExitStack() as stack:
         flags = ("--attachment", "picker")
         yield await stage(stack, tmp_path_factory.mktemp("alive"), hosts(2), hold=False, flags=flags)
-
-
-@pytest.fixture
-def nobody() -> Iterator[int]:
-    """A port at which connections are refused: bound, so that nobody else gets it, and not listened at."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
 
 
 async def metric(stage: Stage, name: str) -> float:

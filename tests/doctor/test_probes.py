@@ -3,8 +3,7 @@
 
 import contextlib
 import re
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,6 @@ async def pods(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]
     """Two pods of each engine."""
     async with contextlib.AsyncExitStack() as stack:
         yield await stage(stack, tmp_path_factory.mktemp("pods"), hosts(2), hold=False)
-
-
-@pytest.fixture
-def nobody() -> Iterator[int]:
-    """A port at which connections are refused: bound, so that nobody else gets it, and not listened at."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
 
 
 def url(port: int) -> str:

@@ -5,8 +5,7 @@ import contextlib
 import hashlib
 import json
 import re
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
@@ -78,14 +77,6 @@ async def gateway(pods: Stage, tmp_path_factory: pytest.TempPathFactory) -> Asyn
     folder = tmp_path_factory.mktemp("gateway")
     async with Envoy(envoy_of(rendered(folder / "it", PATIENT), pods, pods.server.grpc_port), folder) as envoy:
         yield envoy.port
-
-
-@pytest.fixture
-def nobody() -> Iterator[int]:
-    """A port at which connections are refused."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
 
 
 async def ask(port: int, request: Request) -> Exchange:

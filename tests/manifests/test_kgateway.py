@@ -4,8 +4,7 @@
 import contextlib
 import hashlib
 import json
-import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,14 +82,6 @@ async def gateway(pods: Stage, tmp_path_factory: pytest.TempPathFactory) -> Asyn
     document = translated(rendered(folder / "rendered", PATIENT), services(pods, pods.server.grpc_port))
     async with Envoy(document, folder) as envoy:
         yield envoy.port
-
-
-@pytest.fixture
-def nobody() -> Iterator[int]:
-    """A port at which connections are refused."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
 
 
 async def test_the_program_sits_as_header_and_finds_pods_without_inference_pools(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ import contextlib
 import copy
 import hashlib
 import json
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -143,14 +142,6 @@ async def gateway(pods: Stage, configuration: Json, tmp_path_factory: pytest.Tem
     document = placed(configuration, ours=pods.server.grpc_port, picker=pods.epp.port)
     async with Envoy(document, tmp_path_factory.mktemp("gateway")) as envoy:
         yield envoy.port
-
-
-@pytest.fixture
-def nobody() -> Iterator[int]:
-    """A port at which connections are refused."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        yield bound.getsockname()[1]
 
 
 async def ask(port: int, request: Request) -> Exchange:
