@@ -52,6 +52,13 @@ def test_its_ports_are_those_that_serve_listens_on_beyond_loopback() -> None:
     assert words(STAGES[1], "EXPOSE") == [" ".join(map(str, ports))]
 
 
+def test_no_layer_is_made_anew_because_the_commit_is_another_one() -> None:
+    steps = [step.word for step in STAGES[1].instructions]
+
+    assert "ARG" in steps
+    assert {"RUN", "COPY"}.isdisjoint(steps[steps.index("ARG") :])
+
+
 def test_it_starts_a_script_that_the_program_has() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (entrypoint,) = words(STAGES[1], "ENTRYPOINT")
