@@ -21,6 +21,12 @@ RUN python -m pip --python /opt/owned-by/bin/python install --no-compile \
 RUN python -m compileall -q -f --invalidation-mode unchecked-hash /opt/owned-by/lib
 
 FROM python:3.13.15-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
+ENV PATH=/opt/owned-by/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+# The base has pip, which nothing here needs, and no bytecode of the standard library, which every start needs.
+RUN python -m pip uninstall --yes --root-user-action ignore pip
+RUN python -m compileall -q -f --invalidation-mode unchecked-hash /usr/local/lib
+COPY --from=build /opt/owned-by /opt/owned-by
+# Behind all that is built: a layer that follows an ARG is made anew, and pulled anew, for each of its values.
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 ARG CREATED=1970-01-01T00:00:00Z
@@ -32,11 +38,6 @@ LABEL org.opencontainers.image.title=owned-by \
       org.opencontainers.image.created=$CREATED \
       org.opencontainers.image.base.name=docker.io/library/python:3.13.15-slim-trixie \
       org.opencontainers.image.base.digest=sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
-ENV PATH=/opt/owned-by/bin:$PATH PYTHONDONTWRITEBYTECODE=1
-# The base has pip, which nothing here needs, and no bytecode of the standard library, which every start needs.
-RUN python -m pip uninstall --yes --root-user-action ignore pip
-RUN python -m compileall -q -f --invalidation-mode unchecked-hash /usr/local/lib
-COPY --from=build /opt/owned-by /opt/owned-by
 USER 65532:65532
 EXPOSE 9002 9003 9090
 ENTRYPOINT ["owned-by"]

@@ -4,6 +4,7 @@
 Every sentence of these pages stands in the code, beside what it is about. Here is only how they are laid out.
 """
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,7 +34,8 @@ def flags(group: click.Group) -> str:
     for name, command in group.commands.items():
         context = click.Context(command, info_name=f"owned-by {name}")
         usage = command.collect_usage_pieces(context)
-        parts.append(f"## `{name}`\n\n{command.help}\n\n```\n{context.command_path} {' '.join(usage)}\n```")
+        said = inspect.cleandoc(command.help or "")  # Python 3.12 and older keep a docstring's indentation
+        parts.append(f"## `{name}`\n\n{said}\n\n```\n{context.command_path} {' '.join(usage)}\n```")
         options = [each for each in command.params if isinstance(each, click.Option)]
         if options:
             rows = [_flag(each, context) for each in options]

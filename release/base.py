@@ -20,7 +20,14 @@ ENV: Final = {"PATH": "/usr/local/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/
 
 _PREFIX: Final = Path("usr/local")
 _ORIGIN: Final = b"$ORIGIN/../lib"
-_LEFT_OUT: Final = ("__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test", "*.a", "*.pyc")
+_LEFT_OUT: Final = (
+    *("__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test", "*.a", "*.pyc"),
+    *("EXTERNALLY-MANAGED", "sitecustomize.py"),  # a packager's
+)
+_CHANGED_BY_DEBIAN: Final = ("sysconfig.py", "sysconfig/__init__.py", "ensurepip/__init__.py")
+_ASKED_BY_DEBIAN: Final = re.compile(r"""hasattr\(sys, ['"]real_prefix['"]\)""")
+"""Debian's and Ubuntu's Python has other folders for packages, and no ensurepip, unless this says that it is in an
+environment. Source: their /usr/lib/python3.11; Python's own sources do not ask it."""
 _ABOUT: Final = """
 import json, os, sys, sysconfig
 config = sysconfig.get_config_vars()
@@ -66,6 +73,7 @@ def copy_base(python: Path, root: Path) -> None:
     programs.mkdir(parents=True)
     shutil.copytree(about["library"], libraries / name, ignore=shutil.ignore_patterns(*_LEFT_OUT), symlinks=True)
     (libraries / name / "site-packages").mkdir()
+    _undo_debian(libraries, name)
     program = programs / name
     program.write_bytes(_relocated(Path(about["program"]), about["folder"]))
     program.chmod(0o755)
@@ -76,7 +84,7 @@ def copy_base(python: Path, root: Path) -> None:
     environment = {"PATH": os.defpath, "PIP_CONFIG_FILE": os.devnull, "PYTHONDONTWRITEBYTECODE": "1"}
     made = subprocess.run([program, "-m", "ensurepip"], env=environment, capture_output=True, text=True, check=False)
     if made.returncode:
-        raise BaseError(f"{python}: ensurepip: {made.stderr}")
+        raise BaseError(f"{python}: ensurepip: {made.stdout}{made.stderr}")
     (programs / "pip").symlink_to("pip3")  # of no distribution, as there
 
 
@@ -95,6 +103,17 @@ def _about(python: Path) -> dict[str, Any]:
         raise BaseError(f"{python}: {asked.stderr}")
     found: dict[str, Any] = json.loads(asked.stdout)
     return found
+
+
+def _undo_debian(libraries: Path, name: str) -> None:
+    """Have a copy of Debian's Python find packages where Python's own sources put them. Other Pythons stay as they are."""
+    texts = {path: path.read_text() for each in _CHANGED_BY_DEBIAN if (path := libraries / name / each).exists()}
+    changed = [path for path, text in texts.items() if _ASKED_BY_DEBIAN.search(text)]
+    for path in changed:
+        path.write_text(_ASKED_BY_DEBIAN.sub("True", texts[path]))
+    if changed:  # where it looks is compiled in
+        (libraries / "python3").mkdir()
+        (libraries / "python3" / "dist-packages").symlink_to(f"../{name}/site-packages")
 
 
 def _relocated(program: Path, folder: str) -> bytes:

@@ -64,8 +64,8 @@ def licence_of(distribution: Distribution) -> str:
     """
     metadata = distribution.metadata
     who = f"{metadata['Name']} {distribution.version}"
-    said = metadata["License-Expression"] or metadata["License"] or " AND ".join(_classified(metadata))
-    said = said.strip()
+    written = [metadata[name].strip() for name in ("License-Expression", "License") if name in metadata]
+    said = next(filter(None, written), " AND ".join(_classified(metadata)))
     if not said:
         raise LicenceError(f"{who}: its metadata names no licence")
     try:

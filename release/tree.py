@@ -9,6 +9,7 @@ same place and then put aside, so that a path which one stage writes into a file
 import contextlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -197,8 +198,13 @@ class _Builder:
 
 
 def _hidden(context: Path) -> Hidden:
-    """What of the context no COPY sees. Of the patterns the last one that matches counts, as in Docker's own reading."""
-    spec = pathspec.PathSpec.from_lines("gitignore", (context / ".dockerignore").read_text().splitlines())
+    """What of the context no COPY sees: as git reads it, but every pattern begins at the context's root, as Docker has it.
+
+    Of the patterns the last one that matches counts.
+    """
+    lines = (line.strip() for line in (context / ".dockerignore").read_text().splitlines())
+    rooted = [re.sub(r"^(!?)/?", r"\1/", line) for line in lines if line and not line.startswith("#")]
+    spec = pathspec.PathSpec.from_lines("gitignore", rooted)
     return lambda path: spec.match_file(path.relative_to(context))
 
 

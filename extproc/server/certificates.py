@@ -5,7 +5,7 @@ The folder has `tls.crt` and `tls.key` (PEM), as a Secret of the type kubernetes
 one link that is moved, so content is compared and not time stamps (facts/ecosystem.md 3).
 
 gRPC speaks TLS 1.2 and 1.3 and wants ALPN `h2`. It asks for the pair at each new connection; connections that there are keep
-theirs. A pair that it cannot use it leaves aside without a word, so everything is checked here first.
+theirs. A pair that it cannot use it leaves aside without a word, so what may be wrong with one is looked for here first.
 """
 
 import asyncio
@@ -209,7 +209,7 @@ def _one(path: Path) -> bytes:
 def _chain(text: bytes) -> list[x509.Certificate]:
     try:
         chain = x509.load_pem_x509_certificates(text)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise DocumentError(f"{CERTIFICATE_FILE} holds no certificate in PEM, or a broken one") from error
     if text.count(b"-----BEGIN ") != text.count(b"-----END "):  # the library overlooks it: a chain that is half written
         raise DocumentError(f"{CERTIFICATE_FILE} ends in the middle of a certificate")

@@ -32,6 +32,13 @@ def test_the_pages_are_what_the_code_says() -> None:
     assert generate.drifted(generate.FOLDER) == []
 
 
+def test_what_a_command_says_of_itself_is_text_and_no_block_of_code() -> None:
+    said = re.findall(r"^## `\S+`\n\n(.*?)\n```", generate.flags(main), re.MULTILINE | re.DOTALL)
+
+    assert [line for text in said for line in text.splitlines() if line.startswith(" ")] == []
+    assert len(said) == len(main.commands)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(generate, "FOLDER", tmp_path / "reference")

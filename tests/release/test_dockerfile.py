@@ -10,7 +10,7 @@ import click
 import pytest
 
 from extproc.cli import main
-from release.base import BaseError, find_python, version_of
+from release.base import version_of
 from release.dockerfile import DockerfileError, Stage, parse
 from release.tree import ROOT, build
 
@@ -50,6 +50,13 @@ def test_its_ports_are_those_that_serve_listens_on_beyond_loopback() -> None:
     ports = [defaults[name] for name in ("grpc_port", "grpc_health_port", "metrics_port")]
 
     assert words(STAGES[1], "EXPOSE") == [" ".join(map(str, ports))]
+
+
+def test_no_layer_is_made_anew_because_the_commit_is_another_one() -> None:
+    steps = [step.word for step in STAGES[1].instructions]
+
+    assert "ARG" in steps
+    assert {"RUN", "COPY"}.isdisjoint(steps[steps.index("ARG") :])
 
 
 def test_it_starts_a_script_that_the_program_has() -> None:
@@ -126,7 +133,7 @@ def test_a_step_that_cannot_be_done_is_told_with_its_line(step: str, message: st
 
 
 def test_a_later_stage_has_of_an_earlier_one_what_it_copies(tmp_path: Path) -> None:
-    (tmp_path / ".dockerignore").write_text("**/hidden\n")
+    (tmp_path / ".dockerignore").write_text("# why\n\n**/hidden\nseen\n")  # the latter at the root only
     (tmp_path / "given").mkdir()
     for name in ("seen", "hidden"):
         (tmp_path / "given" / name).write_text(name)
@@ -140,12 +147,3 @@ def test_a_later_stage_has_of_an_earlier_one_what_it_copies(tmp_path: Path) -> N
     assert image.environment()["PATH"].split(":")[0] == str(image.root / "opt" / "bin")
     assert image.labels == {"l": "given"}
     assert not image.below("/work").exists()
-
-
-def test_a_base_without_a_version_is_refused() -> None:
-    with pytest.raises(BaseError, match="debian:13: the tag names no version of Python"):
-        version_of("debian:13")
-
-
-def test_no_machine_has_a_python_that_there_is_not() -> None:
-    assert find_python("3.999") is None

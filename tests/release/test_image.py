@@ -117,11 +117,12 @@ def test_its_sizes_add_up(image: Image) -> None:
 
 
 def test_the_page_about_releases_tells_these_sizes(image: Image) -> None:
+    if platform.machine() != "x86_64" or site_packages(image).parent.name != "python3.13":
+        pytest.skip("the page tells those of x86_64 and Python 3.13")
     page = (ROOT / "RELEASING.md").read_text()
     rows = re.findall(r"^(.*?)  +([\d.]+)$", page.partition("its base  ")[2].partition("```")[0], re.MULTILINE)
 
     found = table(image)
 
     assert [name for name, _ in rows] == [name for name, _ in found]
-    if platform.machine() == "x86_64" and site_packages(image).parent.name == "python3.13":  # as the page says
-        assert [float(size) for _, size in rows] == pytest.approx([size / 2**20 for _, size in found], rel=0.2)
+    assert [float(size) for _, size in rows] == pytest.approx([size / 2**20 for _, size in found], rel=0.2)

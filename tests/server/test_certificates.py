@@ -79,11 +79,22 @@ def pss() -> tuple[bytes, bytes]:
     return ssl.DER_cert_to_PEM_cert(bytes(changed)).encode(), issued.key
 
 
+def future() -> bytes:
+    """A certificate of a version that there is not: they end with 3, which is written as 2."""
+    der = ssl.PEM_cert_to_DER_cert(ONE.certificate.decode())
+    return ssl.DER_cert_to_PEM_cert(der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020105"), 1)).encode()
+
+
 CASES: dict[str, tuple[bytes, bytes, str]] = {
     "no certificate": (b"", ONE.key, "tls.crt holds no certificate in PEM, or a broken one"),
     "a key as certificate": (ONE.key, ONE.key, "tls.crt holds no certificate in PEM, or a broken one"),
     "half a certificate": (
         ONE.certificate[:300],
+        ONE.key,
+        "tls.crt holds no certificate in PEM, or a broken one",
+    ),
+    "a certificate of another version": (
+        future(),
         ONE.key,
         "tls.crt holds no certificate in PEM, or a broken one",
     ),
