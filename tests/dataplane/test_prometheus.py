@@ -89,7 +89,7 @@ async def scraped(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
             patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
             patch.setenv("OTEL_TRACES_SAMPLER", "always_on")
             patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-            flags = ("--tracing", "--refresh-metrics-interval", "1s")
+            flags = ("--tracing", "--secure-serving", "--refresh-metrics-interval", "1s")
             made = await stage(stack, folder, hosts(2), hold=False, flags=flags)
         await prometheus.start(made.server.metrics_port)
         stack.push_async_callback(prometheus.stop)
@@ -100,7 +100,8 @@ async def scraped(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
 async def play(made: Stage, prometheus: Prometheus) -> None:
     """Requests of every kind until Prometheus has scraped as often as a rate needs."""
     ours = made.server.grpc_port
-    envoy = await made.envoy(Plan(endpoints=made.pool, before_port=ours, picker_port=made.epp.port, after_port=ours))
+    plan = Plan(endpoints=made.pool, before_port=ours, picker_port=made.epp.port, after_port=ours, secure=True)
+    envoy = await made.envoy(plan)
     scrapes = "count_over_time(owned_by_streams_in_flight[1m]) >= 6"
     async with asyncio.timeout(60):
         while not await prometheus.ask("query", query=scrapes):
