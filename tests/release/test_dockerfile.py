@@ -138,12 +138,12 @@ def test_a_later_stage_has_of_an_earlier_one_what_it_copies(tmp_path: Path) -> N
     for name in ("seen", "hidden"):
         (tmp_path / "given" / name).write_text(name)
     (tmp_path / "Dockerfile").write_text(
-        f"FROM {BASE} AS first\nWORKDIR /work\nARG A=a\nCOPY given into\n"
-        f"FROM {BASE}\nARG A=b\nARG B=$A\nENV PATH=/opt/bin:$PATH\nCOPY --from=first /work/into /opt/\nLABEL l=$B\n"
+        f"FROM {BASE} AS first\nWORKDIR /made\nARG A=a\nCOPY given into\n"
+        f"FROM {BASE}\nARG A=b\nARG B=$A\nENV PATH=/opt/bin:$PATH\nCOPY --from=first /made/into /opt/\nLABEL l=$B\n"
     )
     image = build(tmp_path / "made", base=small, wheels=tmp_path, context=tmp_path, args={"A": "given"})
 
     assert sorted(path.name for path in image.below("/opt").iterdir()) == ["seen"]
     assert image.environment()["PATH"].split(":")[0] == str(image.root / "opt" / "bin")
     assert image.labels == {"l": "given"}
-    assert not image.below("/work").exists()
+    assert not image.below("/made").exists()
