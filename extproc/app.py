@@ -92,7 +92,9 @@ class App:
             except DocumentError as error:
                 raise DocumentError(f"{file.path}: {error}") from error
             self._file_loaded(file, None)
-        self._certificates = self._open_certificates() if settings.secure_serving else None
+        self._certificates: Certificates | None = None
+        if settings.secure_serving:
+            self._open_certificates()
 
     async def run(self) -> None:
         """Serve until a signal.
@@ -130,17 +132,16 @@ class App:
         self._routing = watches.follow_routing("", self._policy.apply_routing, loaded)
         return watches.namespace
 
-    def _open_certificates(self) -> "Certificates":
-        """What the ext_proc port serves TLS with. Raises DocumentError."""
+    def _open_certificates(self) -> None:
+        """Load what the ext_proc port serves TLS with. Raises DocumentError."""
         from extproc.server.certificates import Certificates  # noqa: PLC0415 - cryptography is large
 
         folder = self._settings.cert_path
         try:
-            certificates = self._certificates = Certificates(folder)
+            self._certificates = Certificates(folder)
         except DocumentError as error:
             raise DocumentError(f"{folder}: {error}") from error
         self._certificate_loaded(None)
-        return certificates
 
     def _open_tracing(self, stack: contextlib.AsyncExitStack) -> "Tracing":
         """What makes spans, and has sent them when the stack ends."""

@@ -19,9 +19,8 @@ def pinned(file: Path, *, python: str, machine: str) -> dict[str, str]:
         "implementation_name": "cpython",
     }
     lines = (line.removesuffix("\\").strip() for line in file.read_text().splitlines() if line[:1].isalnum())
-    requirements = [requirement for line in lines if (requirement := Requirement(line))]
     return {
         canonicalize_name(each.name): str(each.specifier).removeprefix("==")
-        for each in requirements
+        for each in map(Requirement, lines)
         if each.marker is None or each.marker.evaluate(here)
     }

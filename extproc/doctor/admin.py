@@ -9,8 +9,9 @@ import msgspec
 from extproc.doctor.dump import at
 from extproc.doctor.exchange import Site, UnreachableError
 from extproc.doctor.findings import Check, Finding, error, ok, skipped, warning
-from extproc.policy.candidates import engine, label_engine, models_of, probed_engine
+from extproc.policy.candidates import Candidates, label_engine, probed_engine
 from extproc.policy.config import Duration, PolicyConfig
+from extproc.policy.rules import route_of
 from extproc.policy.types import Endpoint
 
 _SHOWN: Final = 5
@@ -28,14 +29,13 @@ class Admin:
         self.policy = policy
         self.endpoints = endpoints
         self.status = status
+        # Who is not ready now may be by the time that it is asked.
+        self._candidates = Candidates((msgspec.structs.replace(each, ready=True) for each in endpoints), policy)
 
     def of(self, model: str, owner: str) -> set[str]:
-        """The destinations that may answer for a model and an owner: a routing entry says so, else engine and models."""
-        for route in self.policy.routing:
-            if route.model == model and self.policy.normal(route.owned_by) == owner:
-                return {each.destination for each in self.endpoints if route.selector.admits(each.labels)}
-        mine = [each for each in self.endpoints if engine(each, self.policy) == owner]
-        return {each.destination for each in mine if _serves(each, model, self.policy)}
+        """The destinations that may answer for a model and an owner, as the server itself finds them."""
+        route = route_of(self.policy, (model,), owner)
+        return {each.destination for each in self._candidates.group(owner, (model,), route).ready}
 
 
 async def read(site: Site) -> Admin:
@@ -112,11 +112,6 @@ def labels(admin: Admin | None, listed: list[tuple[str, str]] | None) -> list[Fi
         what = f"`{each.name}` is labelled `{labelled}` and says itself that it is `{probed}`"
         found.append(warning(Check.LABELS, what, fix=f"mend its label `{label}`"))
     return found or [ok(Check.LABELS, "every endpoint says whose it is")]
-
-
-def _serves(endpoint: Endpoint, model: str, policy: PolicyConfig) -> bool:
-    models = models_of(endpoint, policy)
-    return models is None or model in {each.id for each in models}
 
 
 def _counted(endpoint: Endpoint, policy: PolicyConfig) -> bool:

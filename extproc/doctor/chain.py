@@ -10,7 +10,7 @@ from extproc.doctor.dump import EPP_FILTER, Chain, Dump, Processor, Role, Route,
 from extproc.doctor.findings import Check, Finding, error, ok, skipped, warning
 from extproc.envoy import names
 from extproc.envoy.binding import Attachment
-from extproc.policy.config import default_policy
+from extproc.policy.config import PolicyConfig, default_policy
 
 _BESIDE: Final = (Attachment.BEFORE, Attachment.AFTER)
 _CHAINED: Final = (1, 38, 0)
@@ -53,19 +53,23 @@ class _Concerned:
         return any((on := each.on(route)) is not None and is_ours(on.cluster) for each in self.epps)
 
 
-def examine(dump: Dump) -> list[Finding]:
-    """Everything that a dump shows to be well or not."""
+def examine(dump: Dump, policy: PolicyConfig | None = None, pool: str = "") -> list[Finding]:
+    """Everything that a dump shows to be well or not.
+
+    `policy` is our server's (None: it is not known, and taken to be the default one), `pool` the one that it means where a
+    filter names none, "" if there is none such.
+    """
     concerned = list(_concerned(dump))
     found = list(_envoy(dump, concerned))
     found += _placed(dump, concerned)
     for each in concerned:
         guarded = any(clusters.reads_metadata(dump, route) for route in each.routes)
         for where, processor in _effective(each):
-            found += filters.examine(processor, where, guarded=guarded)
+            found += filters.examine(processor, where, policy or default_policy(), pool, guarded=guarded)
             found += clusters.server(dump, processor, where)
-        found += _failures(each)
+        found += _failures(each, policy)
         found += _buffer(each)
-    well = _well(concerned)
+    well = _well(concerned, pool)
     told = {each.check for each in found}
     return [*found, *(ok(check, what) for check, what in well.items() if check not in told)]
 
@@ -231,13 +235,13 @@ def _effective(each: _Concerned) -> Iterator[tuple[str, Processor]]:
             yield (where if on.config == one.config else f"{where}, {route.where}"), on
 
 
-def _failures(each: _Concerned) -> Iterator[Finding]:
+def _failures(each: _Concerned, policy: PolicyConfig | None) -> Iterator[Finding]:
     """What the chain does with requests that fail."""
-    destinations = default_policy().destinations
+    destinations, default = (policy or default_policy()).destinations, "" if policy else " by default"
     for route in each.routes:
         attachments = {one.attachment for one in each.ours if one.on(route) is not None}
         if Attachment.AFTER in attachments and route.retries >= destinations:
-            what = f"it has {route.retries} retries, more than our list has entries by default: later ones reach any engine"
+            what = f"it has {route.retries} retries, our list has {destinations} entries{default}: later ones reach any engine"
             yield warning(
                 Check.FAILURES, what, each.at(route), f"let the policy say `destinations: {route.retries + 1}`"
             )
@@ -273,7 +277,7 @@ def _buffer(each: _Concerned) -> Iterator[Finding]:
             yield error(Check.BODY_LIMIT, what, where, fix)
 
 
-def _well(concerned: list[_Concerned]) -> dict[Check, str]:
+def _well(concerned: list[_Concerned], pool: str) -> dict[Check, str]:
     """What is said of a check of which nothing bad was found, if it was of any concern."""
     ours = [processor for each in concerned for processor in each.ours]
     routes = [(each, route) for each in concerned for route in each.routes]
@@ -285,7 +289,12 @@ def _well(concerned: list[_Concerned]) -> dict[Check, str]:
         said[Check.METADATA] = "our filters may write and see what they need"
         said[Check.MODES] = "our filters see requests, may ask for the body, and leave the answer alone"
         said[Check.HEADERS] = "our filters see, set and remove the headers that they must"
-        said[Check.POOL] = "our filters are told which pool a route leads to"
+        told = all(map(filters.says_pool, ours))
+        said[Check.POOL] = (
+            "our filters are told which pool a route leads to"
+            if told
+            else f"filters that do not say their pool mean `{pool}`"
+        )
         said[Check.CLUSTER] = "our server's cluster is there, speaks HTTP/2 and has an endpoint"
         said[Check.FAILURES] = "requests fail closed and in time, and no retry is known to leave the engine"
     elif any(each.is_picked_by_us(route) for each, route in routes):

@@ -9,7 +9,7 @@ from extproc.doctor.dump import Json, Processor, at, items, words
 from extproc.doctor.findings import Check, Finding, error, skipped, warning
 from extproc.envoy import names
 from extproc.envoy.binding import Attachment, BodyMode
-from extproc.policy.config import default_policy
+from extproc.policy.config import PolicyConfig
 
 FAR_TOO_SMALL: Final = 32_768
 """Bytes of a body that are too few for ordinary prompts: Envoy Gateway's default (facts/gateways.md 1.5)."""
@@ -22,15 +22,17 @@ _ANSWERS: Final = (names.CONTENT_TYPE, names.RETRY_AFTER, names.REASON)
 """The headers of our own answers, for which the mutation rules hold, too (facts/envoy.md 3)."""
 
 
-def examine(processor: Processor, where: str, *, guarded: bool) -> Iterator[Finding]:
+def examine(processor: Processor, where: str, policy: PolicyConfig, pool: str, *, guarded: bool) -> Iterator[Finding]:
     """What is wrong with a filter of ours as it is on a route, or as it stands.
 
-    `guarded` is whether the guard can work: some pool's cluster looks for its destination in metadata.
+    `policy` is our server's; `pool` is the one that it means where a filter names none, "" if there is none such; `guarded`
+    is whether the guard can work: some pool's cluster looks for its destination in metadata.
     """
     yield from _metadata(processor, where, guarded=guarded)
     yield from _modes(processor, where)
-    yield from _headers(processor, where)
-    yield from _pool(processor, where)
+    yield from _headers(processor, where, policy)
+    if not pool:
+        yield from _pool(processor, where)
     yield from _failures(processor, where)
 
 
@@ -141,8 +143,7 @@ def _mode(mode: Json) -> Json:
     return {key: mode.get(key, "DEFAULT") for key in headers} | {key: mode.get(key, "NONE") for key in bodies}
 
 
-def _headers(processor: Processor, where: str) -> Iterator[Finding]:
-    policy = default_policy()
+def _headers(processor: Processor, where: str, policy: PolicyConfig) -> Iterator[Finding]:
     reads = [":method", ":path", names.CONTENT_TYPE, *policy.sources.headers]
     unseen = [name for name in reads if not _forwarded(at(processor.config, "forward_rules"), name)]
     if unseen:
@@ -150,7 +151,7 @@ def _headers(processor: Processor, where: str) -> Iterator[Finding]:
         yield error(Check.HEADERS, f"forward_rules keep from us: {_listed(unseen)}", where, fix)
     writes = list(_ANSWERS)
     if processor.attachment is Attachment.HEADER:
-        writes += [policy.sources.headers[0], "x-gateway-model-name"]
+        writes += [policy.promote.owner_header, policy.promote.model_header]
         if processor.config.get("route_cache_action") == "RETAIN" or processor.config.get("disable_clear_route_cache"):
             what = "route_cache_action is RETAIN: the route is not chosen by our headers"
             yield error(Check.HEADERS, what, where, "set it to DEFAULT")
@@ -206,9 +207,14 @@ def _mutable(rules: Json, name: str) -> bool:
     return not rules.get("disallow_all")
 
 
-def _pool(processor: Processor, where: str) -> Iterator[Finding]:
+def says_pool(processor: Processor) -> bool:
+    """Whether a filter says its pool, lets Envoy say where the route leads, or needs none."""
     attributes = words(processor.config, "request_attributes")
-    if processor.attachment is Attachment.HEADER or names.POOL in processor.said or names.CLUSTER in attributes:
+    return processor.attachment is Attachment.HEADER or names.POOL in processor.said or names.CLUSTER in attributes
+
+
+def _pool(processor: Processor, where: str) -> Iterator[Finding]:
+    if says_pool(processor):
         return
     what = f"request_attributes lack `{names.CLUSTER}` and `{names.POOL}` is not said: with several pools we cannot tell which"
     yield warning(Check.POOL, what, where, f"add `{names.CLUSTER}` to request_attributes")

@@ -10,7 +10,7 @@ from extproc.doctor import served
 from extproc.doctor.chain import examine
 from extproc.doctor.dump import DumpError, parse
 from extproc.doctor.exchange import Site, Trust, UnreachableError
-from extproc.doctor.findings import Check, Finding, Severity, error, in_order, ok, skipped
+from extproc.doctor.findings import Check, Finding, Severity, error, in_order, skipped
 from extproc.doctor.probes import Probes
 from extproc.policy.config import default_policy
 
@@ -50,16 +50,15 @@ async def visit(patient: Patient) -> list[Finding]:
         token = {"authorization": f"Bearer {patient.token}"} if patient.token else {}
         admin_site = await site(patient.admin, token) if patient.admin else None
 
-        findings, conditional = await _dump(patient.dump, envoy)
-        admin = None
+        admin, findings = None, list[Finding]()
         if admin_site is not None:
             try:
                 admin = await admins.read(admin_site)
                 findings += admins.server(admin)
             except UnreachableError as problem:
                 findings.append(error(Check.SERVER, f"its admin port: {problem}", fix="check --admin"))
-        if admin is not None and admin.default_pool:
-            findings = _pooled(findings, admin.default_pool)
+        shown, conditional = await _dump(patient.dump, envoy, admin)
+        findings += shown
         policy = admin.policy if admin else default_policy()
         probes = Probes(gateway, policy, patient.model, conditional=conditional, assumed=admin is None)
         await probes.run()
@@ -69,8 +68,8 @@ async def visit(patient: Patient) -> list[Finding]:
         return in_order(findings)
 
 
-async def _dump(given: bytes | None, envoy: Site | None) -> tuple[list[Finding], bool]:
-    """What the dump shows, and whether our filter runs only for some requests."""
+async def _dump(given: bytes | None, envoy: Site | None, admin: admins.Admin | None) -> tuple[list[Finding], bool]:
+    """What the dump shows, under the policy of our server if it says it, and whether our filter runs only for some requests."""
     if given is None and envoy is None:
         why = "the chain itself is not known without a dump of Envoy's configuration"
         return [skipped(Check.FILTER, why, "give --config-dump or --envoy")], False
@@ -84,15 +83,8 @@ async def _dump(given: bytes | None, envoy: Site | None) -> tuple[list[Finding],
         if given is not None:
             raise
         return [error(Check.ENVOY, f"its admin port: {problem}", fix="check --envoy")], False
-    return examine(dump), dump.is_conditional
-
-
-def _pooled(findings: list[Finding], pool: str) -> list[Finding]:
-    """What is said of the pool gives way where our server has one for filters that name none."""
-    kept = [each for each in findings if each.check is not Check.POOL or each.severity is Severity.OK]
-    if len(kept) == len(findings):
-        return findings
-    return [*kept, ok(Check.POOL, f"filters that do not say their pool mean `{pool}`")]
+    found = examine(dump, admin.policy, admin.default_pool) if admin else examine(dump)
+    return found, dump.is_conditional
 
 
 def _forwarded(findings: list[Finding]) -> bool | None:

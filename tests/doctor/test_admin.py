@@ -89,7 +89,9 @@ def test_who_may_serve_is_the_engine_with_the_model_or_whom_a_routing_entry_name
         endpoint("b-2", "vllm", models=()),
         endpoint("c-3", "vllm"),
         endpoint("d-4", "sglang", models=models, labels={"app": "canary"}),
+        endpoint("e-5", "sglang", models=(), labels={"app": "canary"}),
+        endpoint("f-6", "vllm", models=models, ready=False),
     ]
 
-    assert Admin(default_policy(), listed, {}).of("m", "vllm") == {"127.0.0.1:8000", "127.0.0.3:8000"}
+    assert Admin(default_policy(), listed, {}).of("m", "vllm") == {f"127.0.0.{number}:8000" for number in (1, 3, 6)}
     assert Admin(parse_policy(ROUTED), listed, {}).of("m", "vllm") == {"127.0.0.4:8000"}

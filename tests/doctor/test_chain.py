@@ -11,6 +11,7 @@ from extproc.demo.bootstrap import Bodies, Plan
 from extproc.doctor.chain import examine
 from extproc.doctor.dump import parse
 from extproc.doctor.findings import Check, Severity, in_order
+from extproc.policy.loading import parse_policy
 from tests.doctor.patients import (
     BEFORE,
     EPP,
@@ -37,6 +38,7 @@ from tests.envoys import program
 pytestmark = pytest.mark.slow
 
 ISTIO = "outbound|54321||chat-ip-31e06f7d.default.svc.cluster.local"
+POLICY = b"{apiVersion: owned-by/v1alpha1, kind: OwnedByPolicy, %b}"
 NOBODY = "outbound|9002||owned-by.nobody.svc.cluster.local"
 
 
@@ -627,7 +629,7 @@ FAULTS: dict[str, tuple[Plan, Fault, str]] = {
             "warning",
             "failures",
             ROUTE,
-            "it has 3 retries, more than our list has entries by default: later ones reach any engine",
+            "it has 3 retries, our list has 3 entries by default: later ones reach any engine",
             "let the policy say `destinations: 4`",
         ),
     ),
@@ -709,6 +711,37 @@ async def test_a_fault_is_named_and_nothing_else(plan: Plan, fault: Fault, expec
     assert complaints(await found(ill(plan, fault), tmp_path)) == [expected]
 
 
+async def test_where_the_servers_policy_is_known_it_counts_and_not_the_default_one(tmp_path: Path) -> None:
+    dump = parse(await dump_of(ill(replace(STRICT, retries=4), nothing), tmp_path))
+    enough, few = [parse_policy(POLICY % (b"destinations: %d" % count)) for count in (5, 4)]
+
+    assert complaints(in_order(examine(dump, enough))) == []
+    assert complaints(in_order(examine(dump, few))) == [
+        line(
+            "warning",
+            "failures",
+            ROUTE,
+            "it has 4 retries, our list has 4 entries: later ones reach any engine",
+            "let the policy say `destinations: 5`",
+        )
+    ]
+
+
+async def test_header_must_be_let_write_under_the_names_of_the_policy(tmp_path: Path) -> None:
+    dump = parse(await dump_of(ill(HEADER, nothing), tmp_path))
+    promoting = parse_policy(POLICY % b"promote: {header: x-engine, model: x-model}")
+
+    assert complaints(in_order(examine(dump, promoting))) == [
+        line(
+            "error",
+            "headers",
+            f"{AT}, filter `owned-by.header`",
+            "mutation_rules do not let us set or remove: `x-engine`, `x-model`",
+            "widen mutation_rules.allow_expression",
+        )
+    ]
+
+
 async def test_a_filter_behind_a_matcher_is_read_and_what_is_lost_is_said(tmp_path: Path) -> None:
     what = "`owned-by.before` is skipped for some requests by a matcher: what they name in the body is not seen"
 
@@ -767,7 +800,6 @@ async def test_a_healthy_chain_has_nothing_to_complain_of(plan: Plan, tmp_path: 
     assert {each.severity for each in findings} == {Severity.OK}
 
 
-@pytest.mark.slow
 async def test_an_old_envoy_must_not_have_after(tmp_path: Path) -> None:
     said = complaints(await found(ill(STRICT, nothing), tmp_path, program("1.37.0")))
 
@@ -775,7 +807,6 @@ async def test_an_old_envoy_must_not_have_after(tmp_path: Path) -> None:
     assert said == [line("error", "envoy", AFTER, what, "use `before` alone, or an Envoy of 1.38 or newer")]
 
 
-@pytest.mark.slow
 async def test_an_old_envoy_does_not_grant_bodies_as_a_stream(tmp_path: Path) -> None:
     said = complaints(await found(ill(replace(BEFORE, bodies=Bodies.STREAM), nothing), tmp_path, program("1.38.3")))
 
